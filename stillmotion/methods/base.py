@@ -1,0 +1,75 @@
+"""The contract of every method: encoders by role and a task in, a dict of losses out."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from stillmotion.models.encoder import Batch, Encoder
+from stillmotion.tasks import Task
+from stillmotion.view import View
+
+
+class Method(nn.Module):
+    """A way to train a student. Subclasses write `forward` and name their roles.
+
+    Args:
+        encoders: Networks by role. `student` is always there and is what a run delivers.
+        task: Its loss is the student's own.
+
+    Attributes:
+        roles: Roles that the method needs.
+        frozen: Roles that get no gradient, stay in `eval()` and out of checkpoints.
+    """
+
+    roles: tuple[str, ...] = ("student",)
+    frozen: tuple[str, ...] = ()
+
+    def __init__(self, encoders: Mapping[str, Encoder], task: Task) -> None:
+        super().__init__()
+        if set(encoders) != set(self.roles):
+            name, have = type(self).__name__, ", ".join(sorted(encoders)) or "none"
+            raise ValueError(f"{name} needs the roles {', '.join(self.roles)}; given: {have}")
+        self.encoders = nn.ModuleDict(dict(encoders))
+        self.task = task
+        for role in self.frozen:
+            self.encoders[role].requires_grad_(False).eval()
+
+    @property
+    def student(self) -> Encoder:
+        """The network that the run delivers."""
+        encoder = self.encoders["student"]
+        assert isinstance(encoder, Encoder)
+        return encoder
+
+    def encoder(self, role: str) -> Encoder:
+        """The network of a role."""
+        encoder = self.encoders[role]
+        assert isinstance(encoder, Encoder)
+        return encoder
+
+    def views(self) -> dict[str, View]:
+        """What the loader must put into a batch, by `role/view`."""
+        return {f"{r}/{n}": v for r in self.roles for n, v in self.encoder(r).views.items()}
+
+    def train(self, mode: bool = True) -> "Method":
+        """As `nn.Module.train`, but frozen roles stay in `eval()`."""
+        super().train(mode)
+        for role in self.frozen:
+            self.encoders[role].eval()
+        return self
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of a batch.
+
+        Args:
+            batch: `role/view` tensors (B, N, ...), `target` (B,), `index` (B,).
+
+        Returns:
+            `loss` (scalar, for the optimiser), every part as `<part>_loss` *before* its weight, and the student's
+            `logits` (B, num_classes).
+        """
+        raise NotImplementedError
+
+    def weights(self) -> dict[str, float]:
+        """Weight of every `<part>_loss` in `loss`."""
+        return {"task_loss": 1.0}

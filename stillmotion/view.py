@@ -1,0 +1,163 @@
+"""What a model wants to see of a sample (`View`) and what is random about it (`Draw`).
+
+The ground floor: plain data, no imports from the package and none but the standard library.
+"""
+
+import random
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self, get_args, get_origin
+
+Kind = Literal["rgb", "difference", "flow", "feature"]
+Moment = Literal["centre", "first", "last", "uniform", "random", "keyframe"]
+Clip = Literal["start", "middle", "end"]
+End = Literal["repeat", "shift", "hallucinet"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "random"]
+Box = tuple[float, float, float, float]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What one model wants to see of a sample: `num_moments` moments, `num_frames` frames at each.
+
+    The loader delivers uint8 frames (N, T, 3, H, W) at `size`; the model itself normalises them with `mean` and
+    `std` (units of 0..1). One frame is N = 1, T = 1; a 16-frame clip N = 1, T = 16; a video-level test with 25
+    frames N = 25, T = 1.
+
+    Args:
+        kind: `rgb`; `difference` (RGB frames whose consecutive differences the model takes: T frames give T - 1);
+            `flow`; `feature` (a row that was stored before, named by `source`).
+        size: Height and width in pixels.
+        num_frames: T, frames at each moment.
+        stride: Distance in frames between two frames of a clip.
+        fps: Rate in frames a second at which the clip is sampled; None takes the video's own frames.
+        num_moments: N, moments of the sample that are seen.
+        moment: Where the moments lie among the n frames of the sample. `centre` is frame floor(n/2), the sample's
+            anchor; `first`, `last`; `uniform` divides the sample in N parts and takes their middles; `random` is
+            drawn (one point, or one in each of N parts) and becomes `centre`/`uniform` where nothing is random;
+            `keyframe` is the keyframe nearest to the anchor, decoded alone.
+        clip: Whether the moment is the clip's `start` (HalluciNet), `middle` or `end`.
+        end: Frames asked for beyond the sample's ends: `repeat` the last (first) frame; `shift` the clip inside
+            (then repeat if it is too long still); `hallucinet` is the rule of the official HalluciNet code: the clip starts at
+            n - num_frames - 1 as soon as moment + num_frames >= n (METHODS 2.5).
+        resize: None applies the draw's box and flip, in one resample to `size`. Otherwise the view has its own
+            geometry: resize to (height, width), or the shorter side to an int, then centre crop `size`; the draw's
+            box and flip are ignored.
+        interpolation: Filter of the resample; `random` draws one for each frame (official HalluciNet code).
+        mean, std: Normalisation of the three channels in units of 0..1.
+        source: For `feature`: the folder of the feature store.
+        field: For `feature`: which stored array, `embedding` or `logits`.
+    """
+
+    kind: Kind = "rgb"
+    size: tuple[int, int] = (224, 224)
+    num_frames: int = 1
+    stride: int = 1
+    fps: float | None = None
+    num_moments: int = 1
+    moment: Moment = "centre"
+    clip: Clip = "start"
+    end: End = "repeat"
+    resize: tuple[int, int] | int | None = None
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    source: str | None = None
+    field: str = "embedding"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # lists come from YAML and JSON
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+            if get_origin(field.type) is Literal and value not in get_args(field.type):
+                raise ValueError(f"view.{field.name}={value!r}: choose one of {', '.join(get_args(field.type))}")
+        if isinstance(self.size, int):
+            object.__setattr__(self, "size", (self.size, self.size))
+        for name in ("num_frames", "stride", "num_moments"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"view.{name}={getattr(self, name)}: must be at least 1")
+        if self.kind == "difference" and self.num_frames < 2:
+            raise ValueError("view.kind='difference' needs num_frames of at least 2")
+        if self.kind == "feature" and not self.source:
+            raise ValueError("view.kind='feature' needs source=, the folder that `stillmotion extract` wrote")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data; `View.from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Reads what `to_dict` gave; unknown keys are refused."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ValueError(f"unknown view setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        return cls(**data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """How much of a draw is random. The default takes nothing at random but time.
+
+    Args:
+        min_area: Smallest share of the picture that a box covers (1.0: always the whole picture).
+        max_ratio: Largest change of the aspect ratio, as a factor (1.0: none).
+        flip: Probability of a horizontal flip.
+    """
+
+    min_area: float = 1.0
+    max_ratio: float = 1.0
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.min_area <= 1.0:
+            raise ValueError(f"augment.min_area={self.min_area}: must be in (0, 1]")
+        if self.max_ratio < 1.0:
+            raise ValueError(f"augment.max_ratio={self.max_ratio}: must be at least 1")
+        if not 0.0 <= self.flip <= 1.0:
+            raise ValueError(f"augment.flip={self.flip}: must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What is random about one showing of a sample, the same for all its views, models and workers.
+
+    Args:
+        time: In [0, 1): where a `random` moment lies. None: nothing is random, moments take their middles.
+        box: top, left, height, width in [0, 1] of the upright picture.
+        flip: Mirror left and right.
+        filters: Seed of further choices (`interpolation="random"`).
+    """
+
+    time: float | None = None
+    box: Box = (0.0, 0.0, 1.0, 1.0)
+    flip: bool = False
+    filters: int = 0
+
+    @classmethod
+    def of(cls, seed: int, sample: str, number: int, augment: Augment) -> Self:
+        """The draw `number` of a sample: a pure function of its arguments, on every machine.
+
+        Args:
+            seed: Seed of the run.
+            sample: Identity of the sample (`Sample.id`).
+            number: Which showing (the epoch, or the epoch modulo the number of cached draws).
+            augment: How much is random.
+
+        Example:
+            >>> Draw.of(0, "a.mp4", 3, Augment(flip=0.5)) == Draw.of(0, "a.mp4", 3, Augment(flip=0.5))
+            True
+        """
+        rng = random.Random(f"{seed}/{sample}/{number}")
+        time, area, ratio, top, left, flip = (rng.random() for _ in range(6))
+        area = augment.min_area + (1.0 - augment.min_area) * area
+        factor = augment.max_ratio ** (2.0 * ratio - 1.0)
+        height, width = min(1.0, (area / factor) ** 0.5), min(1.0, (area * factor) ** 0.5)
+        box = ((1.0 - height) * top, (1.0 - width) * left, height, width)
+        return cls(time=time, box=box, flip=flip < augment.flip, filters=rng.getrandbits(32))
+
+
+NO_DRAW = Draw()
+"""Nothing random: evaluation, prediction."""
