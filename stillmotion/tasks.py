@@ -39,7 +39,9 @@ class Classification:
         """
         names = tuple(table.classes(target))
         if len(names) < 2:
-            raise TableError(f"{table.source}: column {target!r} has the one class {names[0]!r}; a classifier needs two")
+            raise TableError(
+                f"{table.source}: column {target!r} has the one class {names[0]!r}; a classifier needs two"
+            )
         return cls(names, target)
 
     @property

@@ -73,7 +73,9 @@ class View:
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
             if get_origin(field.type) is Literal and value not in get_args(field.type):
-                raise ValueError(f"view.{field.name}={value!r}: choose one of {', '.join(get_args(field.type))}")
+                raise ValueError(
+                    f"view.{field.name}={value!r}: choose one of {', '.join(get_args(field.type))}"
+                )
         if isinstance(self.size, int):
             object.__setattr__(self, "size", (self.size, self.size))
         for name in ("num_frames", "stride", "num_moments"):

@@ -99,10 +99,14 @@ class StoredFeatures(Encoder):
         num_classes: Width of the stored logits, 0 if none are stored.
     """
 
-    def __init__(self, source: str, *, embedding_dim: int, num_classes: int = 0, num_moments: int = 1) -> None:
+    def __init__(
+        self, source: str, *, embedding_dim: int, num_classes: int = 0, num_moments: int = 1
+    ) -> None:
         super().__init__()
         fields = ["embedding"] + (["logits"] if num_classes else [])
-        self.views = {f: View(kind="feature", source=source, field=f, num_moments=num_moments) for f in fields}
+        self.views = {
+            f: View(kind="feature", source=source, field=f, num_moments=num_moments) for f in fields
+        }
         self.embedding_dim, self.num_classes = embedding_dim, num_classes
 
     def forward_views(self, *inputs: Tensor) -> dict[str, Tensor]:

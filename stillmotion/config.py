@@ -1,0 +1,140 @@
+"""Settings of a run as plain typed data: they are the command line, the YAML files and `config.json`."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from stillmotion.view import Augment
+
+Optimiser = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["constant", "step", "cosine", "plateau"]
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """A network by name, or a trained one by its run folder.
+
+    Args:
+        name: `timm/<name>`, `torchvision/<name>`, one of ours (`stillmotion list models`), or a run folder.
+        weights: Local checkpoint or safetensors file; `default` for the library's own pretrained weights (a download);
+            None starts at random (or, for a run folder, takes its weights; `random` keeps them out: a control).
+        options: Further arguments of the network.
+        view: Settings of `View` that differ from the network's own (size, num_frames, moment, ...).
+    """
+
+    name: str
+    weights: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    view: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class MethodConfig:
+    """A method by name, with its own settings (`stillmotion list methods`).
+
+    Args:
+        name: supervised, hallucinate, logits.
+        options: Its settings; unknown ones are refused.
+    """
+
+    name: str = "supervised"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """How samples are read and drawn.
+
+    Args:
+        target: Column of the table that holds the class.
+        train: Split that is trained on.
+        val: Split for selection and early stop; None holds out `val_fraction` of the training groups if they are needed.
+        test: Split that is evaluated at the end; None evaluates none.
+        val_fraction: Share of the training groups that is held out for validation (METHODS 11).
+        label_fraction: Share of the training samples, stratified by class, that keep their label; the others stay as unlabelled.
+        augment: What is random about a draw.
+        num_draws: Distinct draws a sample; epoch e shows draw e modulo this. None: a new draw every epoch.
+        short_side: Reduce frames to this shorter side while decoding, before any view's geometry (None: full size).
+        packed: Frame store that `stillmotion pack` wrote from this table; frames come from there.
+        workers: Loader processes.
+    """
+
+    target: str = "label"
+    train: str = "train"
+    val: str | None = None
+    test: str | None = "test"
+    val_fraction: float = 0.1
+    label_fraction: float = 1.0
+    augment: Augment = field(default_factory=Augment)
+    num_draws: int | None = None
+    short_side: int | None = None
+    packed: str | None = None
+    workers: int = 1
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """Optimiser and schedule. Defaults: HalluciNet action recognition (METHODS 2.4) on the whole set.
+
+    Args:
+        optimiser: adam, adamw or sgd.
+        lr: Learning rate at `batch_size`.
+        weight_decay: L2 penalty (adam, sgd) or decoupled decay (adamw).
+        momentum, dampening: For sgd.
+        epochs: Passes over the training samples.
+        steps_per_epoch: Cut every epoch after so many steps (None: the whole set).
+        batch_size: Samples a step, over all processes.
+        accumulate: Parts in which a batch is computed, to save memory.
+        schedule: constant; step: times `gamma` every `step_epochs`; cosine to 0; plateau: times `gamma` after `patience` epochs
+            without a better validation loss.
+        gamma, step_epochs, patience: See `schedule`.
+        warmup_steps: Linear warm-up from 0.
+        clip_norm: Largest gradient norm (None: no clipping).
+        trainable: Patterns (`fnmatch`) of the student's parameters that are updated; others get lr 0, their batch norms still
+            move (METHODS 1.1). Empty: all.
+        lr_factors: Learning rate factor by pattern of parameter names (`{"backbone.*": 0.1}`).
+    """
+
+    optimiser: Optimiser = "adam"
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    dampening: float = 0.0
+    epochs: int = 50
+    steps_per_epoch: int | None = None
+    batch_size: int = 25
+    accumulate: int = 1
+    schedule: Schedule = "step"
+    gamma: float = 0.1
+    step_epochs: int = 30
+    patience: int = 10
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+    trainable: list[str] = field(default_factory=list)
+    lr_factors: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """Where and how the training runs.
+
+    Args:
+        accelerator: Lightning's: auto, cpu, gpu, mps.
+        devices: Number of devices, or auto.
+        strategy: Lightning's: auto, ddp, fsdp, ...
+        precision: 32-true, bf16-mixed, 16-mixed.
+        checkpoint_every: Steps between two `last.ckpt`.
+        select: `last` epoch, or the epoch that is `best` on validation groups.
+        early_stop: Stop after so many epochs without a better validation metric (None: never).
+        channels_last: Memory format of the weights.
+        compile: `torch.compile` the student.
+    """
+
+    accelerator: str = "auto"
+    devices: str | int = "auto"
+    strategy: str = "auto"
+    precision: str = "32-true"
+    checkpoint_every: int = 200
+    select: Literal["last", "best"] = "last"
+    early_stop: int | None = None
+    channels_last: bool = True
+    compile: bool = False

@@ -1,0 +1,51 @@
+"""Shared fixtures: where the real videos are, and small videos made on the spot."""
+
+import os
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+
+def _find_data() -> Path | None:
+    folder = Path(os.environ.get("STILLMOTION_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    return folder if (folder / "SHA256SUMS").exists() else None
+
+
+DATA = _find_data()
+needs_data = pytest.mark.skipif(
+    DATA is None, reason="real videos not found; set STILLMOTION_DATA to their folder"
+)
+
+MakeVideo = Callable[..., Path]
+
+
+@pytest.fixture()
+def make_video() -> MakeVideo:
+    """Writes uint8 frames (T, H, W, 3) as a video and returns its path."""
+
+    def make(
+        path: Path,
+        frames: NDArray[np.uint8],
+        *,
+        fps: int = 25,
+        codec: str = "libx264",
+        options: dict[str, str] | None = None,
+    ) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=Fraction(fps), options=options or {})
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            for frame in frames:
+                for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                    container.mux(packet)
+            for packet in stream.encode():
+                container.mux(packet)
+        return path
+
+    return make
