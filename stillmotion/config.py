@@ -47,10 +47,10 @@ class DataConfig:
     Args:
         target: Column of the table that holds the class.
         train: Split that is trained on.
-        val: Split for selection and early stop; None holds out `val_fraction` of the training groups if they are needed.
+        val: Split for selection and early stop; None holds out `val_fraction` of the training groups if needed.
         test: Split that is evaluated at the end; None evaluates none.
         val_fraction: Share of the training groups that is held out for validation (METHODS 11).
-        label_fraction: Share of the training samples, stratified by class, that keep their label; the others stay as unlabelled.
+        label_fraction: Share of the training samples, by class, that keep their label; the others stay, unlabelled.
         augment: What is random about a draw.
         num_draws: Distinct draws a sample; epoch e shows draw e modulo this. None: a new draw every epoch.
         short_side: Reduce frames to this shorter side while decoding, before any view's geometry (None: full size).
@@ -84,13 +84,13 @@ class OptimConfig:
         steps_per_epoch: Cut every epoch after so many steps (None: the whole set).
         batch_size: Samples a step, over all processes.
         accumulate: Parts in which a batch is computed, to save memory.
-        schedule: constant; step: times `gamma` every `step_epochs`; cosine to 0; plateau: times `gamma` after `patience` epochs
-            without a better validation loss.
+        schedule: constant; step: times `gamma` every `step_epochs`; cosine to 0; plateau: times `gamma` after
+            `patience` epochs without a better validation loss.
         gamma, step_epochs, patience: See `schedule`.
         warmup_steps: Linear warm-up from 0.
         clip_norm: Largest gradient norm (None: no clipping).
-        trainable: Patterns (`fnmatch`) of the student's parameters that are updated; others get lr 0, their batch norms still
-            move (METHODS 1.1). Empty: all.
+        trainable: Patterns (`fnmatch`) of the student's parameters that are updated; others get lr 0, their
+            batch norms still move (METHODS 1.1). Empty: all.
         lr_factors: Learning rate factor by pattern of parameter names (`{"backbone.*": 0.1}`).
     """
 

@@ -40,7 +40,7 @@ class View:
             `keyframe` is the keyframe nearest to the anchor, decoded alone.
         clip: Whether the moment is the clip's `start` (HalluciNet), `middle` or `end`.
         end: Frames asked for beyond the sample's ends: `repeat` the last (first) frame; `shift` the clip inside
-            (then repeat if it is too long still); `hallucinet` is the rule of the official HalluciNet code: the clip starts at
+            (then repeat if it is too long still); `hallucinet` is the official HalluciNet rule: the clip starts at
             n - num_frames - 1 as soon as moment + num_frames >= n (METHODS 2.5).
         resize: None applies the draw's box and flip, in one resample to `size`. Otherwise the view has its own
             geometry: resize to (height, width), or the shorter side to an int, then centre crop `size`; the draw's
@@ -73,9 +73,7 @@ class View:
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
             if get_origin(field.type) is Literal and value not in get_args(field.type):
-                raise ValueError(
-                    f"view.{field.name}={value!r}: choose one of {', '.join(get_args(field.type))}"
-                )
+                raise ValueError(f"view.{field.name}={value!r}: choose one of {', '.join(get_args(field.type))}")
         if isinstance(self.size, int):
             object.__setattr__(self, "size", (self.size, self.size))
         for name in ("num_frames", "stride", "num_moments"):

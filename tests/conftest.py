@@ -17,14 +17,12 @@ def _find_data() -> Path | None:
 
 
 DATA = _find_data()
-needs_data = pytest.mark.skipif(
-    DATA is None, reason="real videos not found; set STILLMOTION_DATA to their folder"
-)
+needs_data = pytest.mark.skipif(DATA is None, reason="real videos not found; set STILLMOTION_DATA to their folder")
 
 MakeVideo = Callable[..., Path]
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_video() -> MakeVideo:
     """Writes uint8 frames (T, H, W, 3) as a video and returns its path."""
 

@@ -14,9 +14,28 @@ from pathlib import Path
 from typing import Any, Self
 
 VIDEO_SUFFIXES = frozenset(
-    ".avi .mp4 .mkv .mov .webm .mpg .mpeg .m4v .wmv .flv .3gp .ts .ogv .mts .m2ts .mjpeg .y4m .gif".split()
+    [
+        ".avi",
+        ".mp4",
+        ".mkv",
+        ".mov",
+        ".webm",
+        ".mpg",
+        ".mpeg",
+        ".m4v",
+        ".wmv",
+        ".flv",
+        ".3gp",
+        ".ts",
+        ".ogv",
+        ".mts",
+        ".m2ts",
+        ".mjpeg",
+        ".y4m",
+        ".gif",
+    ]
 )
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff .ppm".split())
+IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"])
 RANGE_COLUMNS = ("start_frame", "end_frame", "start_s", "end_s")
 RESERVED_COLUMNS = ("path", "split", "group", *RANGE_COLUMNS)
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
@@ -69,9 +88,7 @@ class Sample:
         bounds = [self.start or 0.0, num_frames if self.end is None else self.end]
         if self.unit == "s":
             if not fps:
-                raise ValueError(
-                    f"{self.id}: a range in seconds needs a frame rate, and {self.path.name} has none"
-                )
+                raise ValueError(f"{self.id}: a range in seconds needs a frame rate, and {self.path.name} has none")
             bounds = [round(self.start * fps) if self.start else 0,
                       num_frames if self.end is None else round(self.end * fps)]  # fmt: skip
         start, end = max(0, int(bounds[0])), min(num_frames, int(bounds[1]))
@@ -136,9 +153,7 @@ class Table:
         values = {s.targets[target] for s in self.samples if target in s.targets}
         if not values:
             columns = ", ".join(sorted({c for s in self.samples for c in s.targets})) or "none"
-            raise TableError(
-                f"{self.source}: no row has a value in column {target!r}; columns here: {columns}"
-            )
+            raise TableError(f"{self.source}: no row has a value in column {target!r}; columns here: {columns}")
         if all(v.lstrip("-").isdigit() for v in values):
             return sorted(values, key=int)
         return sorted(values)
@@ -150,9 +165,7 @@ class Table:
         extra = list(dict.fromkeys(c for s in self.samples for c in s.targets))
         ranges = [c for c in RANGE_COLUMNS if any(c in _range_cells(s) for s in self.samples)]
         head = ["path", *extra]
-        head += [
-            c for c in ("split", "group") if any(getattr(s, c) is not None for s in self.samples)
-        ] + ranges
+        head += [c for c in ("split", "group") if any(getattr(s, c) is not None for s in self.samples)] + ranges
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, head, restval="", extrasaction="ignore")
@@ -218,9 +231,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     )
                 yield reader.line_num, row
     except UnicodeDecodeError as error:
-        raise TableError(
-            f"{path}: not UTF-8 text (byte {error.start}); save the table as UTF-8 CSV"
-        ) from None
+        raise TableError(f"{path}: not UTF-8 text (byte {error.start}); save the table as UTF-8 CSV") from None
     except csv.Error as error:
         raise TableError(f"{path}: not a CSV table ({error})") from None
 
@@ -230,9 +241,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise TableError(
-            f"{path}: Parquet needs pyarrow; pip install 'stillmotion[train]', or use CSV"
-        ) from None
+        raise TableError(f"{path}: Parquet needs pyarrow; pip install 'stillmotion[train]', or use CSV") from None
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
@@ -252,9 +261,7 @@ def _check_header(path: Path, columns: Sequence[str]) -> None:
     names = [c.strip() for c in columns]
     if "path" not in names:
         have = ", ".join(names) or "none"
-        raise TableError(
-            f"{path} line 1: no column `path` (columns: {have}); rename the column of file names to path"
-        )
+        raise TableError(f"{path} line 1: no column `path` (columns: {have}); rename the column of file names to path")
     if twice := [c for c in names if names.count(c) > 1]:
         raise TableError(f"{path} line 1: column {twice[0]!r} stands twice; rename one")
 
@@ -273,9 +280,7 @@ def _sample(row: dict[str, str], base: Path, where: str, line: int, check_files:
         ("start_s" in numbers or "end_s" in numbers),
     )
     if frames and seconds:
-        raise TableError(
-            f"{where}: range in frames and in seconds; keep start_frame/end_frame or start_s/end_s"
-        )
+        raise TableError(f"{where}: range in frames and in seconds; keep start_frame/end_frame or start_s/end_s")
     suffix, unit = ("s", "s") if seconds else ("frame", "frame")
     start, end = numbers.get(f"start_{suffix}"), numbers.get(f"end_{suffix}")
     if end is not None and end <= (start or 0.0):
@@ -307,16 +312,12 @@ def _read_folder(root: Path) -> Table:
         places = [(top.name.lower(), c) for top in tops for c in sorted(top.iterdir()) if c.is_dir()]
     else:
         places = [(None, top) for top in tops]
-    samples = []
+    samples: list[Sample] = []
     for split, folder in places:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
                 targets = {"label": folder.name}
-                samples.append(
-                    Sample(path, path.relative_to(root).as_posix(), targets, split, line=len(samples) + 1)
-                )
+                samples.append(Sample(path, path.relative_to(root).as_posix(), targets, split, line=len(samples) + 1))
     if not samples:
-        raise TableError(
-            f"{root}: no videos in class folders; expected {root.name}/CLASS/video.mp4 or a CSV table"
-        )
+        raise TableError(f"{root}: no videos in class folders; expected {root.name}/CLASS/video.mp4 or a CSV table")
     return Table(tuple(samples), str(root))

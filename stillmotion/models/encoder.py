@@ -14,8 +14,8 @@ Batch = Mapping[str, Any]
 class Encoder(nn.Module):
     """A network with named views, a width and a dict of outputs.
 
-    Subclasses set the attributes and write `forward_views`. An input of dtype uint8 is normalised here, by the view's own
-    mean and std, and differenced if the view asks for it; a floating input is taken as already normalised.
+    Subclasses set the attributes and write `forward_views`. An input of dtype uint8 is normalised here, by the view's
+    own mean and std, and differenced if the view asks for it; a floating input is taken as already normalised.
 
     Attributes:
         views: What the network sees, by name, in the order of `forward`'s arguments.
@@ -99,14 +99,10 @@ class StoredFeatures(Encoder):
         num_classes: Width of the stored logits, 0 if none are stored.
     """
 
-    def __init__(
-        self, source: str, *, embedding_dim: int, num_classes: int = 0, num_moments: int = 1
-    ) -> None:
+    def __init__(self, source: str, *, embedding_dim: int, num_classes: int = 0, num_moments: int = 1) -> None:
         super().__init__()
         fields = ["embedding"] + (["logits"] if num_classes else [])
-        self.views = {
-            f: View(kind="feature", source=source, field=f, num_moments=num_moments) for f in fields
-        }
+        self.views = {f: View(kind="feature", source=source, field=f, num_moments=num_moments) for f in fields}
         self.embedding_dim, self.num_classes = embedding_dim, num_classes
 
     def forward_views(self, *inputs: Tensor) -> dict[str, Tensor]:
