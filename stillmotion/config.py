@@ -9,7 +9,7 @@ Optimiser = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "step", "cosine", "plateau"]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A network by name, or a trained one by its run folder.
 
@@ -27,7 +27,7 @@ class ModelConfig:
     view: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """A method by name, with its own settings (`stillmotion list methods`).
 
@@ -40,7 +40,7 @@ class MethodConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """How samples are read and drawn.
 
@@ -71,7 +71,7 @@ class DataConfig:
     workers: int = 1
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Optimiser and schedule. Defaults: HalluciNet action recognition (METHODS 2.4) on the whole set.
 
@@ -113,7 +113,7 @@ class OptimConfig:
     lr_factors: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     """Where and how the training runs.
 

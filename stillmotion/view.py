@@ -46,6 +46,7 @@ class View:
             geometry: resize to (height, width), or the shorter side to an int, then centre crop `size`; the draw's
             box and flip are ignored.
         interpolation: Filter of the resample; `random` draws one for each frame (official HalluciNet code).
+        gamma: Exponent on values in 0..1 before mean and std; below 1 it lifts dark videos.
         mean, std: Normalisation of the three channels in units of 0..1.
         source: For `feature`: the folder of the feature store.
         field: For `feature`: which stored array, `embedding` or `logits`.
@@ -62,6 +63,7 @@ class View:
     end: End = "repeat"
     resize: tuple[int, int] | int | None = None
     interpolation: Interpolation = "bilinear"
+    gamma: float = 1.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     source: str | None = None
@@ -79,6 +81,8 @@ class View:
         for name in ("num_frames", "stride", "num_moments"):
             if getattr(self, name) < 1:
                 raise ValueError(f"view.{name}={getattr(self, name)}: must be at least 1")
+        if self.gamma <= 0.0:
+            raise ValueError(f"view.gamma={self.gamma}: must be above 0")
         if self.kind == "difference" and self.num_frames < 2:
             raise ValueError("view.kind='difference' needs num_frames of at least 2")
         if self.kind == "feature" and not self.source:

@@ -83,11 +83,14 @@ def prepare(x: Tensor, view: View) -> Tensor:
     """
     if x.dtype != torch.uint8:
         return x
-    scale = torch.tensor(view.std, device=x.device).mul(255.0).view(3, 1, 1)
+    values = x.float() / 255.0
+    if view.gamma != 1.0:
+        values = values**view.gamma
+    std = torch.tensor(view.std, device=x.device).view(3, 1, 1)
     if view.kind == "difference":
-        return x.float().diff(dim=1) / scale
-    mean = torch.tensor(view.mean, device=x.device).mul(255.0).view(3, 1, 1)
-    return (x.float() - mean) / scale
+        return values.diff(dim=1) / std
+    mean = torch.tensor(view.mean, device=x.device).view(3, 1, 1)
+    return (values - mean) / std
 
 
 class StoredFeatures(Encoder):

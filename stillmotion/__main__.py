@@ -1,0 +1,81 @@
+"""The command `stillmotion`: every function of `api.py`, as jsonargparse reads it."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, auto_cli
+
+from stillmotion import api
+
+COMMANDS: dict[str, Any] = {
+    "demo": api.demo,
+    "train": api.train,
+    "evaluate": api.evaluate,
+    "compare": api.compare,
+    "predict": api.predict,
+    "extract": api.extract,
+    "pack": api.pack,
+    "export": api.export,
+    "data": {"_help": "Tables: check one, make one from a data set's official files.",
+             "check": api.check, "table": api.table},
+    "list": {"_help": "Names that the other commands take.",
+             "models": api.list_models, "methods": api.list_methods, "sets": api.list_sets,
+             "baselines": api.list_baselines},
+}  # fmt: skip
+# `--student X` is short for `--student.name X`.
+NAMED = ("--student", "--teacher", "--method", "--probe")
+
+
+class _Parser(ArgumentParser):
+    """Says what is wrong in one line, without repeating the usage of sixty options."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = " ".join(message.split()) or str(ex)
+        print(f"{self.prog.replace(' [options]', '')}: error: {text} (--help shows the options)", file=sys.stderr)
+        sys.exit(2)
+
+
+def _expand(arguments: Sequence[str]) -> list[str]:
+    """`--student timm/resnet18` -> `--student.name timm/resnet18`; a YAML or JSON file or text stays as it is."""
+    result = list(arguments)
+    for i, argument in enumerate(result):
+        option, equals, value = argument.partition("=")
+        if option not in NAMED:
+            continue
+        value = value if equals else (result[i + 1] if i + 1 < len(result) else "")
+        if value and not value.startswith(("{", "-")) and Path(value).suffix not in (".yaml", ".yml", ".json"):
+            result[i] = f"{option}.name{equals}{value if equals else ''}"
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; the result is the exit code.
+
+    0 is success, 1 a run in which something failed and was listed, 2 a mistake of the user (one line says which),
+    130 an interruption.
+    """
+    args = _expand(sys.argv[1:] if arguments is None else arguments)
+    try:
+        result = auto_cli(COMMANDS, args=args, prog="stillmotion", description=api.__doc__, parser_class=_Parser)
+    except KeyboardInterrupt as stop:
+        print(f"stillmotion: {stop or 'interrupted; what was finished is kept, run the same command to go on'}",
+              file=sys.stderr)  # fmt: skip
+        return 130
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("stillmotion"):
+            raise
+        print(f"stillmotion: error: {error.name} is not installed; pip install 'stillmotion[train]'", file=sys.stderr)
+        return 2
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        if os.environ.get("STILLMOTION_TRACEBACK"):
+            raise
+        print(f"stillmotion: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
