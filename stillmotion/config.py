@@ -138,3 +138,24 @@ class TrainerConfig:
     early_stop: int | None = None
     channels_last: bool = True
     compile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowConfig:
+    """One row of a comparison: what is trained, and how.
+
+    Args:
+        student: The network that is trained.
+        method: How it is trained.
+        teacher: Name, run folder, or `row:NAME`: the run of that row with the same split (and seed).
+        teacher_seed: `same` takes the teacher row's run of the same seed, `first` shares one teacher a split.
+        cache: Extract the teacher's features once for each split and seed instead of running it live.
+        optim: Settings of the optimiser that differ from the comparison's; the table names them.
+    """
+
+    student: ModelConfig
+    method: MethodConfig = field(default_factory=MethodConfig)
+    teacher: ModelConfig | None = None
+    teacher_seed: Literal["same", "first"] = "same"
+    cache: bool = True
+    optim: dict[str, Any] = field(default_factory=dict)
