@@ -31,7 +31,7 @@ class View:
             `flow`; `feature` (a row that was stored before, named by `source`).
         size: Height and width in pixels.
         num_frames: T, frames at each moment.
-        stride: Distance in frames between two frames of a clip.
+        stride: Distance in frames between two frames of a clip; 0 repeats the moment's frame (a clip without motion).
         fps: Rate in frames a second at which the clip is sampled; None takes the video's own frames.
         num_moments: N, moments of the sample that are seen.
         moment: Where the moments lie among the n frames of the sample. `centre` is frame floor(n/2), the sample's
@@ -78,9 +78,9 @@ class View:
                 raise ValueError(f"view.{field.name}={value!r}: choose one of {', '.join(get_args(field.type))}")
         if isinstance(self.size, int):
             object.__setattr__(self, "size", (self.size, self.size))
-        for name in ("num_frames", "stride", "num_moments"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"view.{name}={getattr(self, name)}: must be at least 1")
+        for name, least in (("num_frames", 1), ("stride", 0), ("num_moments", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"view.{name}={getattr(self, name)}: must be at least {least}")
         if self.gamma <= 0.0:
             raise ValueError(f"view.gamma={self.gamma}: must be above 0")
         if self.kind == "difference" and self.num_frames < 2:
