@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from stillmotion.models.encoder import Batch, Encoder
@@ -34,6 +35,19 @@ class Method(nn.Module):
         for role in self.frozen:
             self.encoders[role].requires_grad_(False).eval()
 
+    @classmethod
+    def make_student(cls, backbone: Encoder, teachers: Mapping[str, Encoder], task: Task) -> Encoder:
+        """The network that is trained and delivered. Methods whose student is more than its backbone override this.
+
+        Args:
+            backbone: The student as the user named it.
+            teachers: Networks of the other roles, to take widths from.
+            task: What the student will tell.
+
+        Keyword-only arguments of an override are options of the method.
+        """
+        return backbone
+
     @property
     def student(self) -> Encoder:
         """The network that the run delivers."""
@@ -46,6 +60,12 @@ class Method(nn.Module):
         encoder = self.encoders[role]
         assert isinstance(encoder, Encoder)
         return encoder
+
+    def outputs_of(self, role: str, batch: Batch) -> dict[str, Tensor]:
+        """What a frozen role makes of a batch, computed without a graph."""
+        assert role in self.frozen, f"{role} is trained"
+        with torch.no_grad():
+            return self.encoder(role).from_batch(batch, role)
 
     def views(self) -> dict[str, View]:
         """What the loader must put into a batch, by `role/view`."""

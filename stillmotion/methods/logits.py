@@ -1,0 +1,87 @@
+"""Logit distillation: match the teacher's softened class probabilities (Hinton et al., arXiv:1503.02531)."""
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from stillmotion.methods.base import Method
+from stillmotion.models.encoder import Batch, Encoder
+from stillmotion.tasks import Task
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4.0) -> Tensor:
+    """T^2 KL(teacher || student) of the probabilities softened by T, in float32.
+
+    Args:
+        logits: (B, K).
+        teacher_logits: (B, K). Receives no gradient.
+        temperature: T; its square keeps the gradient's size when T changes.
+
+    Returns:
+        Scalar mean over the batch.
+
+    Example:
+        >>> import math, torch
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 4.0 * math.log(3.0)]])
+        >>> distillation_loss(student, teacher)  # 16 (1/4 ln(1/2) + 3/4 ln(3/2)) = 16 (3/4 ln 3 - ln 2)
+        tensor(2.0930)
+    """
+    soft = F.log_softmax(logits.float() / temperature, dim=-1)
+    target = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
+    return F.kl_div(soft, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+class LogitDistillation(Method):
+    """`task_weight` times the task loss plus `weight` times the distillation loss, this over all samples.
+
+    Hinton's alpha is weight = alpha, task_weight = 1 - alpha.
+
+    Args:
+        encoders: `student` and `teacher`, with the same classes. With weight 0 the teacher is dropped.
+        task: The student's own loss.
+        temperature: T of `distillation_loss`.
+        weight: Of the distillation loss.
+        task_weight: Of the task loss.
+    """
+
+    roles: tuple[str, ...] = ("student", "teacher")
+    frozen: tuple[str, ...] = ("teacher",)
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        task: Task,
+        *,
+        temperature: float = 4.0,
+        weight: float = 1.0,
+        task_weight: float = 1.0,
+    ) -> None:
+        if temperature <= 0.0:
+            raise ValueError(f"temperature={temperature}: must be above 0")
+        if weight < 0.0 or task_weight < 0.0:
+            raise ValueError(f"weight={weight}, task_weight={task_weight}: must not be negative")
+        if weight == 0.0:
+            self.roles, self.frozen = ("student",), ()
+            encoders = {"student": encoders["student"]}
+        super().__init__(encoders, task)
+        self.temperature, self.weight, self.task_weight = temperature, weight, task_weight
+        if weight and self.encoder("teacher").num_classes != self.student.num_classes:
+            raise ValueError(
+                f"the teacher gives {self.encoder('teacher').num_classes} logits, the student "
+                f"{self.student.num_classes}; logit distillation needs a teacher that was trained on the same classes"
+            )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        out = self.student.from_batch(batch, "student")
+        task_loss = self.task.loss(out["logits"], batch["target"])
+        result = {"loss": self.task_weight * task_loss, "task_loss": task_loss, "logits": out["logits"]}
+        if self.weight:
+            teacher_logits = self.outputs_of("teacher", batch)["logits"]
+            loss = distillation_loss(out["logits"], teacher_logits, temperature=self.temperature)
+            result |= {"loss": result["loss"] + self.weight * loss, "distillation_loss": loss}
+        return result
+
+    def weights(self) -> dict[str, float]:
+        parts = {"task_loss": self.task_weight}
+        return {**parts, "distillation_loss": self.weight} if self.weight else parts
