@@ -7,42 +7,38 @@ half-open, or `start_s`/`end_s` in seconds) and any further columns, which may b
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-VIDEO_SUFFIXES = frozenset(
-    [
-        ".avi",
-        ".mp4",
-        ".mkv",
-        ".mov",
-        ".webm",
-        ".mpg",
-        ".mpeg",
-        ".m4v",
-        ".wmv",
-        ".flv",
-        ".3gp",
-        ".ts",
-        ".ogv",
-        ".mts",
-        ".m2ts",
-        ".mjpeg",
-        ".y4m",
-        ".gif",
-    ]
+from stillmotion.data.rows import (
+    IMAGE_SUFFIXES,
+    RANGE_COLUMNS,
+    RESERVED_COLUMNS,
+    VIDEO_SUFFIXES,
+    Row,
+    TableError,
+    csv_rows,
+    folder_rows,
+    parquet_rows,
+    suggest_rename,
 )
-IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"])
-RANGE_COLUMNS = ("start_frame", "end_frame", "start_s", "end_s")
-RESERVED_COLUMNS = ("path", "split", "group", *RANGE_COLUMNS)
-SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 
-
-class TableError(ValueError):
-    """The table is wrong; the message names file, line and remedy."""
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "RANGE_COLUMNS",
+    "RESERVED_COLUMNS",
+    "VIDEO_SUFFIXES",
+    "Sample",
+    "Table",
+    "TableError",
+    "read_table",
+]
 
 
 @dataclass(frozen=True)
@@ -75,25 +71,36 @@ class Sample:
         if self.start is None and self.end is None:
             return self.name
         unit = "s" if self.unit == "s" else ""
-        start = "" if self.start is None else f"{self.start:g}{unit}"
-        end = "" if self.end is None else f"{self.end:g}{unit}"
+        start = "" if self.start is None else f"{_plain(self.start)}{unit}"
+        end = "" if self.end is None else f"{_plain(self.end)}{unit}"
         return f"{self.name}[{start}:{end}]"
+
+    @property
+    def where(self) -> str:
+        """Where a message says that the sample stands: its line, or its name where there is no line."""
+        return f"line {self.line} ({self.name})" if self.line else self.name
 
     def frame_range(self, num_frames: int, fps: float | None) -> tuple[int, int]:
         """First frame and the one after the last, of a video with `num_frames` decodable frames.
 
+        Bounds in seconds go to the nearest frame boundary (halves up), so that ranges that meet in time share no frame
+        and lose none. What lies beyond the video's end is cut off.
+
         Raises:
             ValueError: The range is empty, or in seconds in a video whose frame rate is unknown.
         """
-        bounds = [self.start or 0.0, num_frames if self.end is None else self.end]
-        if self.unit == "s":
+        scale = 1.0
+        if self.unit == "s" and not (self.start is None and self.end is None):
             if not fps:
                 raise ValueError(f"{self.id}: a range in seconds needs a frame rate, and {self.path.name} has none")
-            bounds = [round(self.start * fps) if self.start else 0,
-                      num_frames if self.end is None else round(self.end * fps)]  # fmt: skip
-        start, end = max(0, int(bounds[0])), min(num_frames, int(bounds[1]))
+            scale = fps
+        start = math.floor((self.start or 0.0) * scale + 0.5)
+        end = num_frames if self.end is None else min(num_frames, math.floor(self.end * scale + 0.5))
+        if start >= num_frames:
+            raise ValueError(f"{self.id}: the range starts at frame {start}; the video has {num_frames} frames")
         if start >= end:
-            raise ValueError(f"{self.id}: no frame in the range; the video has {num_frames} frames")
+            rate = f" at {fps:g} frames a second" if fps else ""
+            raise ValueError(f"{self.id}: the range holds no frame{rate}; make it longer")
         return start, end
 
 
@@ -152,35 +159,47 @@ class Table:
         """Sorted distinct values of a column (numbers by value)."""
         values = {s.targets[target] for s in self.samples if target in s.targets}
         if not values:
-            columns = ", ".join(sorted({c for s in self.samples for c in s.targets})) or "none"
-            raise TableError(f"{self.source}: no row has a value in column {target!r}; columns here: {columns}")
-        if all(v.lstrip("-").isdigit() for v in values):
+            columns = sorted({c for s in self.samples for c in s.targets})
+            other = suggest_rename(columns, target)
+            remedy = f"; rename `{other}` to `{target}`, or pass target={other}" if other else "; add the column"
+            have = ", ".join(columns) or "none"
+            raise TableError(
+                f"{self.source}: no row has a value in column `{target}` (further columns: {have}){remedy}"
+            )
+        if all(re.fullmatch("-?[0-9]+", v) for v in values):
             return sorted(values, key=int)
         return sorted(values)
 
     def write(self, path: str | Path, *, root: Path | None = None) -> None:
         """Writes the table as CSV; paths relative to `root` (default: the folder of the CSV) where possible."""
         path = Path(path)
-        base = (root or path.parent).resolve()
+        base = Path(os.path.abspath(root or path.parent))
         extra = list(dict.fromkeys(c for s in self.samples for c in s.targets))
         ranges = [c for c in RANGE_COLUMNS if any(c in _range_cells(s) for s in self.samples)]
         head = ["path", *extra]
         head += [c for c in ("split", "group") if any(getattr(s, c) is not None for s in self.samples)] + ranges
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, head, restval="", extrasaction="ignore")
+            writer = csv.DictWriter(file, head, restval="", lineterminator="\n")
             writer.writeheader()
             for s in self.samples:
-                full = s.path.resolve()
+                # Not `resolve`: a link's own place counts, not what it points to.
+                full = Path(os.path.abspath(s.path))
                 shown = full.relative_to(base) if full.is_relative_to(base) else full
                 cells: dict[str, Any] = {"path": shown.as_posix(), "split": s.split, "group": s.group}
+                cells = {name: value for name, value in cells.items() if name in head}
                 writer.writerow({**s.targets, **cells, **_range_cells(s)})
+
+
+def _plain(value: float) -> str:
+    """Every digit, and no `.0`: `:g` would round 1234567 to 1.23457e+06."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
 def _range_cells(sample: Sample) -> dict[str, str]:
     suffix = "s" if sample.unit == "s" else "frame"
     cells = {f"start_{suffix}": sample.start, f"end_{suffix}": sample.end}
-    return {name: f"{value:g}" for name, value in cells.items() if value is not None}
+    return {name: _plain(value) for name, value in cells.items() if value is not None}
 
 
 def read_table(source: str | Path, *, root: str | Path | None = None, check_files: bool = True) -> Table:
@@ -195,91 +214,54 @@ def read_table(source: str | Path, *, root: str | Path | None = None, check_file
         TableError: In one line: file, line, what is wrong, what to do.
     """
     source = Path(source)
-    if source.is_dir():
-        return _read_folder(source)
     if not source.exists():
         raise TableError(f"{source}: no such file; give a CSV or Parquet table, or a folder of class folders")
-    base = Path(root) if root is not None else source.parent
-    if source.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
-        raise TableError(f"{source}: this is a video, not a table; write a CSV with the columns path,label")
-    rows = _parquet_rows(source) if source.suffix.lower() in (".parquet", ".pq") else _csv_rows(source)
+    base = Path(root) if root is not None else source if source.is_dir() else source.parent
+    rows, unit = _rows(source)
     samples: list[Sample] = []
-    seen: dict[str, int] = {}
-    for line, row in rows:
-        sample = _sample(row, base, f"{source} line {line}", line, check_files)
-        if sample.id in seen:
+    seen: dict[str, Sample] = {}
+    missing: list[Sample] = []
+    for line, cells in rows:
+        sample = _sample(cells, base, f"{source} {unit} {line}", line)
+        key = sample.id.replace(sample.name, os.path.normpath(sample.name), 1)
+        if key in seen:
             raise TableError(
-                f"{source} line {line}: {sample.id!r} stands already in line {seen[sample.id]}; remove one"
+                f"{source} {unit} {line}: {sample.id!r} stands already in {unit} {seen[key].line}; remove one"
             )
-        seen[sample.id] = line
+        seen[key] = sample
         samples.append(sample)
+        if check_files and not sample.path.exists():
+            missing.append(sample)
+    if missing:
+        raise TableError(f"{source} {unit} {missing[0].line}: {_not_found(missing, len(samples), base)}")
     if not samples:
-        raise TableError(f"{source}: the table has no rows")
+        raise TableError(f"{source}: the table has a header and no rows; add one row for each video")
     return Table(tuple(samples), str(source))
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            _check_header(path, reader.fieldnames or ())
-            for row in reader:
-                if None in row or None in row.values():
-                    raise TableError(
-                        f"{path} line {reader.line_num}: {len(reader.fieldnames or ())} columns expected; "
-                        "check for a missing or unquoted comma"
-                    )
-                yield reader.line_num, row
-    except UnicodeDecodeError as error:
-        raise TableError(f"{path}: not UTF-8 text (byte {error.start}); save the table as UTF-8 CSV") from None
-    except csv.Error as error:
-        raise TableError(f"{path}: not a CSV table ({error})") from None
+def _rows(source: Path) -> tuple[Iterator[Row], str]:
+    suffix = source.suffix.lower()
+    if source.is_dir():
+        return folder_rows(source), "line"
+    if suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+        raise TableError(f"{source}: this is a video, not a table; write a CSV with the columns path,label")
+    return (parquet_rows(source), "row") if suffix in (".parquet", ".pq") else (csv_rows(source), "line")
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise TableError(f"{path}: Parquet needs pyarrow; pip install 'stillmotion[train]', or use CSV") from None
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise TableError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-    _check_header(path, table.column_names)
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield number, {name: _cell(value) for name, value in row.items()}
+def _not_found(missing: Sequence[Sample], total: int, base: Path) -> str:
+    first = missing[0]
+    more = f" ({len(missing)} of {total} files are missing)" if len(missing) > 1 else ""
+    if "\\" in first.name and (base / first.name.replace("\\", "/")).exists():
+        return f"{first.name!r} not found{more}; write / instead of \\ in paths"
+    return f"{first.name!r} not found under {base}{more}; correct the path or pass root="
 
 
-def _cell(value: Any) -> str:
-    if value is None or value != value:
-        return ""
-    return f"{value:g}" if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _check_header(path: Path, columns: Sequence[str]) -> None:
-    names = [c.strip() for c in columns]
-    if "path" not in names:
-        have = ", ".join(names) or "none"
-        raise TableError(f"{path} line 1: no column `path` (columns: {have}); rename the column of file names to path")
-    if twice := [c for c in names if names.count(c) > 1]:
-        raise TableError(f"{path} line 1: column {twice[0]!r} stands twice; rename one")
-
-
-def _sample(row: dict[str, str], base: Path, where: str, line: int, check_files: bool) -> Sample:
-    cells = {name.strip(): value.strip() for name, value in row.items() if value and value.strip()}
-    name = cells.get("path")
-    if name is None:
+def _sample(cells: dict[str, str], base: Path, where: str, line: int) -> Sample:
+    if "path" not in cells:
         raise TableError(f"{where}: empty path; fill it in or remove the row")
-    path = base / name
-    if check_files and not path.exists():
-        raise TableError(f"{where}: {name!r} not found under {base}; correct the path or pass root=")
     numbers = {c: _number(cells[c], c, where) for c in RANGE_COLUMNS if c in cells}
-    frames, seconds = (
-        ("start_frame" in numbers or "end_frame" in numbers),
-        ("start_s" in numbers or "end_s" in numbers),
-    )
-    if frames and seconds:
+    seconds = any(c.endswith("_s") for c in numbers)
+    if seconds and any(c.endswith("_frame") for c in numbers):
         raise TableError(f"{where}: range in frames and in seconds; keep start_frame/end_frame or start_s/end_s")
     suffix, unit = ("s", "s") if seconds else ("frame", "frame")
     start, end = numbers.get(f"start_{suffix}"), numbers.get(f"end_{suffix}")
@@ -288,7 +270,8 @@ def _sample(row: dict[str, str], base: Path, where: str, line: int, check_files:
             f"{where}: end_{suffix} {end:g} is not after start_{suffix} {start or 0.0:g}; the end is exclusive"
         )
     targets = {c: v for c, v in cells.items() if c not in RESERVED_COLUMNS}
-    return Sample(path, name, targets, cells.get("split"), cells.get("group"), start, end, unit, line)
+    name = cells["path"]
+    return Sample(base / name, name, targets, cells.get("split"), cells.get("group"), start, end, unit, line)
 
 
 def _number(text: str, column: str, where: str) -> float:
@@ -296,28 +279,8 @@ def _number(text: str, column: str, where: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    whole = column.endswith("_s") or value == int(value)
-    if not 0.0 <= value < float("inf") or not whole:
-        kind = "seconds, 0 or more" if column.endswith("_s") else "a frame number, 0 or more"
+    seconds = column.endswith("_s")
+    if not (math.isfinite(value) and value >= 0.0 and (seconds or value.is_integer())):
+        kind = "seconds, 0 or more" if seconds else "a whole frame number, 0 or more"
         raise TableError(f"{where}: {column} is {text!r}; give {kind}")
     return value
-
-
-def _read_folder(root: Path) -> Table:
-    """Class folders: root/[train|val|test/]class/**/video, or image folders and stills in their place."""
-    tops = sorted(p for p in root.iterdir() if p.is_dir())
-    split_tops = [p for p in tops if p.name.lower() in SPLIT_FOLDERS]
-    places: Iterable[tuple[str | None, Path]]
-    if split_tops and len(split_tops) == len(tops):
-        places = [(top.name.lower(), c) for top in tops for c in sorted(top.iterdir()) if c.is_dir()]
-    else:
-        places = [(None, top) for top in tops]
-    samples: list[Sample] = []
-    for split, folder in places:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
-                targets = {"label": folder.name}
-                samples.append(Sample(path, path.relative_to(root).as_posix(), targets, split, line=len(samples) + 1))
-    if not samples:
-        raise TableError(f"{root}: no videos in class folders; expected {root.name}/CLASS/video.mp4 or a CSV table")
-    return Table(tuple(samples), str(root))
