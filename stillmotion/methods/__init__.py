@@ -62,7 +62,7 @@ def build_method(
     for name, value in options.items():
         if name not in known:
             raise ValueError(f"method {config.name} has no option {name!r}; known: {', '.join(known) or 'none'}")
-        _check_value(f"method.options.{name}", value, known[name].annotation)
+        _check_value(f"method {config.name}: {name}", value, known[name].annotation)
     for_student, for_method = _keywords(cls.make_student), _keywords(cls.__init__)
     student = cls.make_student(
         student_backbone, teachers, task, **{k: v for k, v in options.items() if k in for_student}

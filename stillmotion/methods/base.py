@@ -27,9 +27,9 @@ class Method(nn.Module):
 
     def __init__(self, encoders: Mapping[str, Encoder], task: Task) -> None:
         super().__init__()
-        if set(encoders) != set(self.roles):
-            name, have = type(self).__name__, ", ".join(sorted(encoders)) or "none"
-            raise ValueError(f"{name} needs the roles {', '.join(self.roles)}; given: {have}")
+        if missing := [role for role in self.roles if role not in encoders]:
+            raise ValueError(f"{type(self).__name__} needs a {missing[0]}: name a network or run folder for it")
+        assert set(encoders) == set(self.roles), f"unused: {set(encoders) - set(self.roles)}"
         self.encoders = nn.ModuleDict(dict(encoders))
         self.task = task
         for role in self.frozen:

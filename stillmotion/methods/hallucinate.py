@@ -11,13 +11,13 @@ from torch import Tensor
 
 from stillmotion.methods.base import Method
 from stillmotion.models.encoder import Batch, Encoder
+from stillmotion.models.student import Fusion, HallucinatingStudent, Tap
 from stillmotion.tasks import Task
 from stillmotion.view import View
 
 Squash = Literal["sigmoid", "none", "l2", "cosine"]
 Reduction = Literal["mean", "sum"]
 Control = Literal["none", "shuffled", "single_frame"]
-Fuse = Literal["concat", "none", "direct"]
 
 
 def hallucination_loss(
@@ -182,7 +182,7 @@ class Hallucinate(Method):
                 f"the student sees {max(seen)} moments of a video, the teacher {max(shown)}; they are matched one by "
                 f"one: set teacher.view.num_moments={max(seen)}"
             )
-        if not hasattr(student, "hallucinated_dim"):
+        if not isinstance(student, HallucinatingStudent):
             raise ValueError("hallucinate needs a student with a hallucination branch (create_model('hallucinating'))")
         width = feature_dim(teacher, self.target)
         if student.hallucinated_dim != width:
@@ -205,10 +205,11 @@ class Hallucinate(Method):
         *,
         target: str = "embedding",
         hallucinated_dim: int | None = None,
-        fuse: Fuse = "concat",
+        fuse: Fusion = "concat",
         relu: bool | None = None,
-        tap: str = "embedding",
-        init_fc6: str | None = None,
+        tap: Tap | None = None,
+        dropout: float = 0.5,
+        init_fc6: Literal["imagenet"] | None = None,
     ) -> Encoder:
         """The backbone with a hallucination branch (METHODS 2.2).
 
@@ -221,11 +222,8 @@ class Hallucinate(Method):
             fuse: Classify from `concat` ([x, hallucinated], paper's text), `none` (x; the official script) or
                 `direct` (hallucinated alone).
             relu: ReLU on the branch (official code). By default on, except for logits, which have a sign.
-            tap: What of the backbone is x: its `embedding`, or for VGG `pool5`.
-            init_fc6: `imagenet` copies the backbone's fc6 into the class branch of `tap="pool5"`.
+            tap, dropout, init_fc6: Of VGG students: see `HallucinatingStudent`.
         """
-        from stillmotion.models.student import HallucinatingStudent
-
         if isinstance(backbone, HallucinatingStudent):
             return backbone
         if hallucinated_dim is None:
@@ -240,6 +238,7 @@ class Hallucinate(Method):
             fuse=fuse,
             relu=relu,
             tap=tap,
+            dropout=dropout,
             init_fc6=init_fc6,
         )
 
