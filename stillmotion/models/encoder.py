@@ -1,12 +1,18 @@
 """The contract of every network here: `Encoder`."""
 
+import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from stillmotion.view import View
+
+if TYPE_CHECKING:
+    from stillmotion.models.checkpoint import WeightsReport
+    from stillmotion.tasks import Task
 
 Batch = Mapping[str, Any]
 
@@ -22,12 +28,16 @@ class Encoder(nn.Module):
         embedding_dim: Width of `embedding`.
         num_classes: Width of `logits`; 0 if the network gives none.
         taps: Names of further layers (`named_modules`) whose output the result carries too.
+        config: JSON data from which `create_model(**config)` rebuilds the architecture, without its weights.
+        weights_report: What was taken from a weights file; None for random weights.
     """
 
     views: dict[str, View]
     embedding_dim: int
     num_classes: int
     taps: tuple[str, ...] = ()
+    config: dict[str, Any]
+    weights_report: "WeightsReport | None" = None
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Runs the network.
@@ -69,6 +79,67 @@ class Encoder(nn.Module):
         size, moments = inputs[0].shape[:2]
         outputs = self(*(x.flatten(0, 1) for x in inputs))
         return self.aggregate({k: v.unflatten(0, (size, moments)) for k, v in outputs.items()})
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the last layer by a new one, at random; 0 removes it, and `logits` with it."""
+        raise NotImplementedError
+
+    def published_names(self) -> dict[str, str]:
+        """Names that a weights file may use -> own names of `state_dict`."""
+        return {name: name for name in self.state_dict()}
+
+    def classifier_names(self) -> set[str]:
+        """Those own names of `state_dict` that belong to the classes: left out where the class counts differ."""
+        return set()
+
+    def watch(self, net: nn.Module, taps: Sequence[str]) -> None:
+        """Keeps the output of some layers of `net`, for `watched`.
+
+        Raises:
+            ValueError: There is no such layer.
+        """
+        modules = {name: module for name, module in net.named_modules() if name}
+        for tap in taps:
+            if tap not in modules:
+                close = difflib.get_close_matches(tap, modules, 5, 0.3) or list(modules)[-5:]
+                raise ValueError(f"unknown tap {tap!r}; close names: {', '.join(close)}")
+            # A partial of a bound method, unlike a closure, follows the module when it is copied.
+            modules[tap].register_forward_hook(partial(self._keep, tap))
+        self.taps = tuple(taps)
+        self._kept: dict[str, Tensor] = {}
+
+    def _keep(self, tap: str, module: nn.Module, args: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise ValueError(f"tap {tap!r}: {type(module).__name__} gives {type(output).__name__}, not one tensor")
+        self._kept[tap] = output.clone()  # the next layer may work in place
+
+    def watched(self) -> dict[str, Tensor]:
+        """What `watch` kept in the last run, once."""
+        if not self.taps:
+            return {}
+        kept, self._kept = self._kept, {}
+        if missing := [tap for tap in self.taps if tap not in kept]:
+            raise ValueError(f"tap {missing[0]!r} was not reached when the network ran; choose another layer")
+        return kept
+
+    @classmethod
+    def from_pretrained(cls, source: str) -> "Encoder":
+        """Reads a network from a run folder or from the Hugging Face Hub (`owner/name`)."""
+        from stillmotion.models.pretrained import load_pretrained
+
+        return load_pretrained(source)[0]
+
+    def save_pretrained(self, folder: str, *, task: "Task", **extra: Any) -> None:
+        """Writes `model.safetensors` and `config.json` into a folder."""
+        from stillmotion.models.pretrained import save_pretrained
+
+        save_pretrained(self, task, folder, extra)
+
+    def push_to_hub(self, repo_id: str, *, task: "Task", private: bool = False, **extra: Any) -> str:
+        """Saves to the Hugging Face Hub (`owner/name`); returns the address."""
+        from stillmotion.models.pretrained import push_to_hub
+
+        return push_to_hub(self, task, repo_id, private=private, extra=extra)
 
 
 def prepare(x: Tensor, view: View) -> Tensor:

@@ -1,0 +1,151 @@
+"""Networks of timm and torchvision as `Encoder`s.
+
+Both libraries are imported when a network is built, not before: they cost seconds.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from stillmotion.models.encoder import Encoder
+from stillmotion.view import View
+
+
+class ImageEncoder(Encoder):
+    """A 2D network: sees the frames of a clip one by one; all its outputs are means over the frames.
+
+    Subclasses write `forward_net`.
+    """
+
+    def forward_net(self, x: Tensor) -> dict[str, Tensor]:
+        """Runs images (B, C, H, W) through the network; `embedding` (B, D) and, with classes, `logits` (B, K)."""
+        raise NotImplementedError
+
+    def forward_views(self, *inputs: Tensor) -> dict[str, Tensor]:
+        (frames,) = inputs
+        num_frames = frames.shape[1]
+        outputs = self.forward_net(frames.flatten(0, 1)) | self.watched()
+        if num_frames == 1:
+            return outputs
+        return {k: v.reshape(-1, num_frames, *v.shape[1:]).mean(1) for k, v in outputs.items()}
+
+
+class VideoEncoder(Encoder):
+    """A 3D network: sees a clip as a whole. Subclasses write `forward_net`."""
+
+    def forward_net(self, x: Tensor) -> dict[str, Tensor]:
+        """Runs clips (B, C, T, H, W) through the network; `embedding` (B, D) and, with classes, `logits` (B, K)."""
+        raise NotImplementedError
+
+    def forward_views(self, *inputs: Tensor) -> dict[str, Tensor]:
+        (clip,) = inputs
+        return self.forward_net(clip.transpose(1, 2)) | self.watched()
+
+
+class TimmEncoder(ImageEncoder):
+    """A network of timm. `embedding` is what the last layer sees: `forward_head(pre_logits=True)`.
+
+    Args:
+        net: From `timm.create_model`.
+        view: What it sees.
+        taps: Layers of `net` to give as well.
+    """
+
+    def __init__(self, net: Any, view: View, *, taps: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.net = net
+        self.views = {"frames": view}
+        # They differ where a layer stands between pooling and classifier: VGG, MobileNetV3.
+        self.embedding_dim = int(getattr(net, "head_hidden_size", None) or net.num_features)
+        self.num_classes = int(net.num_classes)
+        self.watch(net, taps)
+
+    def forward_net(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.net.forward_features(x)
+        embedding = self.net.forward_head(features, pre_logits=True)
+        if not self.num_classes:
+            return {"embedding": embedding}
+        classifier = self.net.get_classifier()
+        if type(classifier) is nn.Linear:
+            return {"logits": classifier(embedding), "embedding": embedding}
+        return {"logits": self.net.forward_head(features), "embedding": embedding}
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.net.reset_classifier(num_classes)
+        self.num_classes = num_classes
+        self.config = {**self.config, "num_classes": num_classes}
+
+    def published_names(self) -> dict[str, str]:
+        own = self.state_dict()
+        return {name.removeprefix("net."): name for name in own} | {name: name for name in own}
+
+    def classifier_names(self) -> set[str]:
+        classifier = self.net.pretrained_cfg.get("classifier") or ()
+        prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        return {name for name in self.state_dict() if name.removeprefix("net.").startswith(prefixes)}
+
+
+class TorchvisionEncoder(Encoder):
+    """What image and video networks of torchvision share: the last layer is taken out and applied here.
+
+    So `embedding` is what it sees, (B, D), and no class decides which layer that is.
+
+    Args:
+        net: From `torchvision.models.get_model`; its last linear layer (or 1x1 convolution before a mean) classifies.
+        view: What it sees.
+        num_classes: 0 drops the last layer.
+        taps: Layers of `net` to give as well.
+    """
+
+    view_name: str
+
+    def __init__(self, net: nn.Module, view: View, *, num_classes: int, taps: Sequence[str] = ()) -> None:
+        super().__init__()
+        layers = {name: m for name, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Conv3d)}
+        self.classifier, head = list(layers.items())[-1]
+        parent, _, child = self.classifier.rpartition(".")
+        setattr(net.get_submodule(parent), child, nn.Identity())
+        self.net = net
+        self.head: nn.Module | None = head if num_classes else None
+        self.head_shape = (1,) * (head.weight.ndim - 2)
+        self.views = {self.view_name: view}
+        self.embedding_dim = head.weight.shape[1]
+        self.num_classes = num_classes
+        self.watch(net, taps)
+
+    def forward_net(self, x: Tensor) -> dict[str, Tensor]:
+        """Runs (B, C, H, W) or (B, C, T, H, W)."""
+        embedding = self.net(x)
+        if self.head is None:
+            return {"embedding": embedding}
+        logits = self.head(embedding.reshape(-1, self.embedding_dim, *self.head_shape)).flatten(1)
+        return {"logits": logits, "embedding": embedding}
+
+    def reset_classifier(self, num_classes: int) -> None:
+        like = next(self.net.parameters())
+        self.head_shape = ()
+        self.head = nn.Linear(self.embedding_dim, num_classes, device=like.device) if num_classes else None
+        self.num_classes = num_classes
+        self.config = {**self.config, "num_classes": num_classes}
+
+    def published_names(self) -> dict[str, str]:
+        own = self.state_dict()
+        names = {name.removeprefix("net."): name for name in own if name.startswith("net.")}
+        names |= {self.classifier + name.removeprefix("head"): name for name in own if name.startswith("head.")}
+        return names | {name: name for name in own}
+
+    def classifier_names(self) -> set[str]:
+        return {name for name in self.state_dict() if name.startswith("head.")}
+
+
+class TorchvisionImage(TorchvisionEncoder, ImageEncoder):
+    """An image network of torchvision."""
+
+    view_name = "frames"
+
+
+class TorchvisionVideo(TorchvisionEncoder, VideoEncoder):
+    """A video network of torchvision."""
+
+    view_name = "clip"

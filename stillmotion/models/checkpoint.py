@@ -1,0 +1,184 @@
+"""Reads weights without running anything that a file holds, and says what was taken from it."""
+
+import logging
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillmotion.models.encoder import Encoder
+
+log = logging.getLogger(__name__)
+
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "student")
+"""Keys under which training scripts put the weights."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.", "method.", "encoders.", "student.", "backbone.", "net.")
+"""What wrappers put before the names of a network: DataParallel, torch.compile, Lightning, our methods and students."""
+
+
+class WeightsError(ValueError):
+    """A weights file that cannot be used: one line with file, what is wrong, and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsReport:
+    """What became of the tensors of a weights file.
+
+    Args:
+        source: The file, or `default`.
+        copied: Names in the network that now hold the file's values.
+        left_out: Names in the file that were not taken, with the reason.
+        missing: Names in the network that the file does not give; they keep their random values.
+    """
+
+    source: str
+    copied: tuple[str, ...]
+    left_out: dict[str, str]
+    missing: tuple[str, ...]
+
+    def summary(self) -> str:
+        """One line.
+
+        Example:
+            >>> report = WeightsReport(source="a.pth", copied=("conv1.weight",), left_out={}, missing=("fc.weight",))
+            >>> report.summary()
+            'a.pth: 1 tensor copied; 1 missing (fc.weight)'
+        """
+        parts = [f"{len(self.copied)} tensor{'s' * (len(self.copied) != 1)} copied"]
+        if self.left_out:
+            shown = [f"{name}: {reason}" for name, reason in list(self.left_out.items())[:3]]
+            parts.append(f"{len(self.left_out)} left out ({_list(shown, len(self.left_out))})")
+        if self.missing:
+            parts.append(f"{len(self.missing)} missing ({_list(list(self.missing[:3]), len(self.missing))})")
+        return f"{self.source}: {'; '.join(parts)}"
+
+
+def _list(shown: list[str], total: int) -> str:
+    return ", ".join(shown) + (", ..." if total > len(shown) else "")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Reads the tensors of a `.safetensors` file or of a PyTorch checkpoint (`.pt`, `.pth`, `.pth.tar`, `.ckpt`).
+
+    A checkpoint is a pickle, which can hold code; only tensors and plain data are read, anything else is refused.
+
+    Raises:
+        WeightsError: No such file, damaged, holds code, or holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file; give a .safetensors or PyTorch checkpoint")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, error) from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or _line(error)})") from None
+    except Exception as error:  # a damaged file can fail in any way: zip, pickle, tensor storage
+        raise WeightsError(f"{path}: damaged or no PyTorch checkpoint ({_line(error)}); copy it again") from None
+    while isinstance(content, Mapping):
+        inner = next((content[k] for k in CONTAINERS if isinstance(content.get(k), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    state = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    if not state:
+        raise WeightsError(f"{path}: holds no weights (no tensor by name in it)")
+    return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path}: damaged or no safetensors file ({_line(error)}); copy it again") from None
+    if not state:
+        raise WeightsError(f"{path}: holds no weights")
+    return state
+
+
+def _refusal(path: Path, error: Exception) -> WeightsError:
+    text = str(error)
+    if "Unsupported" not in text:
+        return WeightsError(f"{path}: damaged or no PyTorch checkpoint; copy it again")
+    culprit = next((w for w in text.split("GLOBAL ")[1].split()), "") if "GLOBAL " in text else ""
+    what = f" ({culprit})" if culprit else ""
+    return WeightsError(f"{path}: holds code{what}, refused; save only the state dict, best as .safetensors")
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def load_weights(encoder: Encoder, path: str | Path) -> WeightsReport:
+    """Copies into a network what fits from a weights file.
+
+    Args:
+        encoder: Changed in place; `encoder.weights_report` is set.
+        path: As in `read_weights`; names as published or as `save_pretrained` wrote them, `PREFIXES` before them.
+
+    Returns:
+        What was copied, left out and missing. A summary is logged as a warning if anything was left out or missing.
+
+    Raises:
+        WeightsError: Nothing fits, or the file cannot be used.
+    """
+    return copy_weights(encoder, read_weights(path), str(path))
+
+
+def copy_weights(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> WeightsReport:
+    """As `load_weights`, from tensors in memory."""
+    names, own, classifier = encoder.published_names(), encoder.state_dict(), encoder.classifier_names()
+    fitting: dict[str, Tensor] = {}
+    left_out: dict[str, str] = {}
+    # The shortest name first, so that `conv1` wins over `student.conv1` if a file holds both.
+    for name, tensor in sorted(state.items(), key=lambda item: len(item[0])):
+        target = names.get(_strip(name, names))
+        if target is None:
+            left_out[name] = "not in this network"
+        elif target in fitting:
+            left_out[name] = "found twice"
+        elif tensor.shape != own[target].shape:
+            left_out[name] = _mismatch(tensor, own[target], target in classifier)
+        else:
+            fitting[target] = tensor
+    if not any(own[k].ndim > 0 for k in fitting):
+        first = next(iter(state))
+        raise WeightsError(
+            f"{source}: nothing fits {encoder.config['name']}: another architecture? It holds {first} "
+            f"{list(state[first].shape)}, the network {next(iter(names))} {list(next(iter(own.values())).shape)}"
+        )
+    # BatchNorm's counter was added to PyTorch in 2018: older files lack it and nothing depends on it.
+    missing = tuple(k for k in own if k not in fitting and not k.endswith("num_batches_tracked"))
+    encoder.load_state_dict(fitting, strict=False)
+    report = WeightsReport(source=source, copied=tuple(fitting), left_out=left_out, missing=missing)
+    encoder.weights_report = report
+    if left_out or missing:
+        log.warning("%s", report.summary())
+    return report
+
+
+def _strip(name: str, known: Mapping[str, Any]) -> str:
+    """Takes known prefixes off until the name is one of the network's."""
+    while name not in known:
+        prefix = next((p for p in PREFIXES if name.startswith(p)), None)
+        if prefix is None:
+            break
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _mismatch(given: Tensor, wanted: Tensor, is_classifier: bool) -> str:
+    if is_classifier and given.ndim and given.shape[1:] == wanted.shape[1:]:
+        return f"classifier of {given.shape[0]} classes, here {wanted.shape[0]}"
+    return f"shape {list(given.shape)}, here {list(wanted.shape)}"

@@ -1,0 +1,132 @@
+"""Makes every network by name: `timm/<name>`, `torchvision/<name>`, ours, or a trained one by its run folder."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from stillmotion.config import ModelConfig
+from stillmotion.models.checkpoint import load_weights
+from stillmotion.models.encoder import Encoder
+from stillmotion.models.libraries import (
+    build_timm,
+    build_torchvision,
+    load_default,
+    make_view,
+    options_of,
+    unknown_name,
+)
+from stillmotion.models.pretrained import is_run, load_pretrained
+from stillmotion.models.resnext3d import RESNETS, VIEW, ResNet3d
+from stillmotion.models.student import HallucinatingStudent
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    weights: str | None = None,
+    taps: Sequence[str] = (),
+    view: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Encoder:
+    """Makes a network.
+
+    Args:
+        name: `timm/<name>`, `torchvision/<name>`, `resnext3d_101` and relatives, `hallucinating`, or a run folder.
+        num_classes: Width of `logits`; 0 for none.
+        weights: None starts at random; `default` downloads the library's own; else a local safetensors or checkpoint
+            file. `encoder.weights_report` tells what was taken from it.
+        taps: Layers whose output the result carries too, by their dotted names in the network.
+        view: Settings of `View` that differ from the network's own.
+        options: Further arguments of the network.
+
+    Returns:
+        Takes (B, T, C, H, W); gives `logits`, `embedding` and the taps. `create_model(**encoder.config)` rebuilds it.
+
+    Raises:
+        ValueError: Unknown name, option, tap or view setting; weights that do not fit.
+
+    Example:
+        >>> encoder = create_model("resnet3d_10", num_classes=4, width=8, view={"size": 32, "num_frames": 8})
+        >>> encoder(torch.zeros(2, 8, 3, 32, 32, dtype=torch.uint8))["logits"].shape
+        torch.Size([2, 4])
+    """
+    overrides = dict(view or {})
+    if is_run(name):
+        config = ModelConfig(name=name, weights=weights, options=options, view=overrides)
+        return _load_run(config, num_classes=num_classes, taps=taps)
+    encoder: Encoder
+    if name == "hallucinating":
+        encoder = _build_student(num_classes, taps, overrides, options)
+    else:
+        encoder = _builder(name)(name, num_classes, weights, taps, overrides, options)
+        (seen,) = encoder.views.values()
+        shared = {"name": name, "num_classes": num_classes, "taps": list(taps), "view": seen.to_dict()}
+        encoder.config = {**shared, **options}
+    if weights == "default":
+        load_default(encoder)
+    elif weights is not None:
+        load_weights(encoder, weights)
+    return encoder
+
+
+def load_model(config: ModelConfig, *, num_classes: int) -> Encoder:
+    """Makes the network of a run's settings.
+
+    A run folder (or Hub name) brings its weights; with `weights="random"` only its architecture. Where it has another
+    number of classes, the backbone is kept and the classifier starts at random. The caller seeds what is random.
+
+    Raises:
+        ValueError: As `create_model`.
+    """
+    if is_run(config.name):
+        return _load_run(config, num_classes=num_classes)
+    weights = None if config.weights == "random" else config.weights
+    return create_model(config.name, num_classes=num_classes, weights=weights, view=config.view, **config.options)
+
+
+def _load_run(config: ModelConfig, *, num_classes: int, taps: Sequence[str] = ()) -> Encoder:
+    if config.options:
+        option = next(iter(config.options))
+        raise ValueError(f"{config.name}: option {option!r} cannot change a trained network; name the architecture")
+    if config.weights == "default":
+        raise ValueError(f"{config.name}: weights=default is for library networks; leave it out to take the run's own")
+    encoder, _, _ = load_pretrained(config.name, weights=config.weights is None, view=config.view, taps=taps)
+    if encoder.num_classes != num_classes:
+        encoder.reset_classifier(num_classes)
+    if config.weights not in (None, "random"):
+        load_weights(encoder, config.weights)
+    return encoder
+
+
+Builder = Callable[[str, int, str | None, Sequence[str], dict[str, Any], dict[str, Any]], Encoder]
+
+
+def _builder(name: str) -> Builder:
+    library, _, rest = name.partition("/")
+    if library == "timm" and rest:
+        return build_timm
+    if library == "torchvision" and rest:
+        return build_torchvision
+    if name in RESNETS:
+        return _build_resnet3d
+    raise unknown_name(name, [*RESNETS, "hallucinating"])
+
+
+def _build_resnet3d(
+    name: str, num_classes: int, weights: str | None, taps: Sequence[str], view: dict[str, Any], options: dict[str, Any]
+) -> Encoder:
+    with options_of(name):
+        return ResNet3d(name, num_classes=num_classes, view=make_view(VIEW, view), taps=taps, **options)
+
+
+def _build_student(
+    num_classes: int, taps: Sequence[str], view: dict[str, Any], options: dict[str, Any]
+) -> HallucinatingStudent:
+    options = dict(options)
+    if not isinstance(options.get("backbone"), Mapping) or "name" not in options["backbone"]:
+        raise ValueError("hallucinating needs backbone={name: ...}, the network that it extends")
+    backbone: dict[str, Any] = {"num_classes": 0, **options.pop("backbone")}
+    backbone["view"] = {**backbone.get("view", {}), **view}
+    backbone["taps"] = list(taps) or backbone.get("taps", [])
+    with options_of("hallucinating"):
+        return HallucinatingStudent(create_model(**backbone), num_classes=num_classes, **options)
