@@ -1,0 +1,346 @@
+"""Exact frames of a video, a folder of numbered images or a still: `read_frames(path, indices)`.
+
+Frame i is the i-th frame that decoding the file from its start gives. Where the packets prove that timestamps find
+the same frame (`index.py`), it is reached by seeking to the keyframe before it; everywhere else by counting.
+
+Partly readable files: the frames before the first decoding error, except those that the decoder itself flags as
+corrupt, are exact and may be read; `VideoInfo.fault` says what is wrong. Asking for any other frame raises.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import ArrayLike, NDArray
+
+from stillmotion.data.examine import examine, frame_rate, open_video
+from stillmotion.data.faults import VideoError, missing_bytes
+from stillmotion.data.images import image_files, is_images, read_image
+from stillmotion.data.index import Index, build_index, packet_reader
+from stillmotion.data.picture import Painter, Size, Turn, as_array, reduced_size, scaled
+
+__all__ = ["VideoError", "VideoInfo", "decode_frames", "probe", "read_frames"]
+
+NUM_REMEMBERED = 4096
+"""Videos whose index a process keeps (24 bytes a frame)."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known of a video without asking for its pictures.
+
+    Args:
+        num_frames: Frames that can be decoded, whatever the header says.
+        fps: Frames a second; None where nothing tells (images, raw streams).
+        width, height: In pixels, upright (after rotation), pixel aspect left alone.
+        seekable: Frames are found by seeking; otherwise by decoding from the start.
+        keyframes: Numbers of the frames that decode alone, never empty.
+        fault: What is wrong with a partly readable file, in one line. Found by decoding: files whose packets look
+            sound are believed until a frame fails (`stillmotion data check` decodes everything).
+        notes: What is odd but no fault.
+    """
+
+    num_frames: int
+    fps: float | None
+    width: int
+    height: int
+    seekable: bool
+    keyframes: tuple[int, ...]
+    fault: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Known:
+    """What this process has learned of a video; `index` is None where frames must be counted."""
+
+    index: Index | None
+    info: VideoInfo | None = None
+    damaged: tuple[int, ...] = ()
+
+
+_Key = tuple[str, int, int, int]
+_known: OrderedDict[_Key, _Known] = OrderedDict()
+
+
+class _NotAsIndexed(Exception):
+    """Seeking did not give what the index says; count instead."""
+
+
+def read_frames(path: str | Path, indices: ArrayLike, *, stream: int | None = None) -> NDArray[np.uint8]:
+    """Reads exactly the frames that decoding from the start gives at these positions.
+
+    Args:
+        path: A video, a folder of numbered images, or a still image (one frame).
+        indices: Frame numbers from 0, in any order; repeats are allowed.
+        stream: Which of the video streams, counted from 0. None: the first.
+
+    Returns:
+        RGB, upright, pixel aspect left alone, (T, 3, H, W).
+
+    Raises:
+        VideoError: The file cannot be read, or a frame is not there or damaged.
+    """
+    return np.ascontiguousarray(decode_frames(path, indices, stream=stream).transpose(0, 3, 1, 2))
+
+
+def decode_frames(
+    path: str | Path, indices: ArrayLike, *, stream: int | None = None, short_side: int | None = None
+) -> NDArray[np.uint8]:
+    """As `read_frames`, but channels last, and reduced while converting.
+
+    Args:
+        path, indices, stream: As in `read_frames`.
+        short_side: Bring the shorter side down to this many pixels (never up), aspect kept.
+
+    Returns:
+        RGB (T, H, W, 3). Frames whose size differs from the first frame of the video are brought to its size.
+
+    Raises:
+        VideoError: The file cannot be read, or a frame is not there or damaged.
+    """
+    path = Path(path)
+    numbers = _as_numbers(indices)
+    if not numbers:
+        info = probe(path, stream=stream)
+        width, height = reduced_size((info.width, info.height), short_side)
+        return np.empty((0, height, width, 3), np.uint8)
+    sheet = _Sheet(numbers)
+    if is_images(path):
+        _read_images(path, sheet, short_side)
+    else:
+        _read_video(path, sheet, stream, short_side)
+    return sheet.frames
+
+
+def probe(path: str | Path, *, stream: int | None = None) -> VideoInfo:
+    """What is known of a video; remembered by path, size and time of change.
+
+    Raises:
+        VideoError: Nothing of it can be read.
+    """
+    path = Path(path)
+    if is_images(path):
+        files = image_files(path)
+        height, width = read_image(files[0]).shape[:2]
+        return VideoInfo(len(files), None, width, height, True, tuple(range(len(files))))
+    key = _key(path, stream)
+    known = _known.get(key)
+    if known is None:
+        with open_video(path, stream) as (container, video):
+            known, _ = _scan(key, container, video)
+    if known.info is None:
+        known.info = _describe(path, stream, known)
+    return known.info
+
+
+class _Sheet:
+    """The frames asked for, as they come in."""
+
+    def __init__(self, numbers: list[int]):
+        self.rows: dict[int, list[int]] = {}
+        for row, number in enumerate(numbers):
+            self.rows.setdefault(number, []).append(row)
+        self.wanted = sorted(self.rows)
+        self._length = len(numbers)
+        self._frames: NDArray[np.uint8] | None = None
+
+    def put(self, number: int, picture: NDArray[np.uint8]) -> None:
+        if self._frames is None:
+            self._frames = np.empty((self._length, *picture.shape), np.uint8)
+        for row in self.rows[number]:
+            self._frames[row] = picture
+
+    @property
+    def frames(self) -> NDArray[np.uint8]:
+        assert self._frames is not None
+        return self._frames
+
+
+def _as_numbers(indices: ArrayLike) -> list[int]:
+    array = np.atleast_1d(np.asarray(indices))
+    if array.size and (array.ndim != 1 or array.dtype.kind not in "iu"):
+        raise ValueError(f"frame indices must be whole numbers in one row, not {array.dtype} {array.shape}")
+    return [int(number) for number in array]
+
+
+def _key(path: Path, stream: int | None) -> _Key:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise VideoError(f"{path}: not found") from error
+    return str(path.absolute()), state.st_size, state.st_mtime_ns, stream or 0
+
+
+def _scan(key: _Key, container: InputContainer, video: VideoStream) -> tuple[_Known, bool]:
+    """Builds the index, if it can be trusted, and remembers it; also says whether packets were read for it."""
+    reader = packet_reader(container.format.name, video)
+    try:
+        index = build_index(container, video, reader) if reader else None
+    except av.FFmpegError:
+        index = None
+    if index is not None and missing_bytes(Path(key[0])):
+        index = None
+    known = _known[key] = _Known(index)
+    while len(_known) > NUM_REMEMBERED:
+        _known.popitem(last=False)
+    return known, reader is not None
+
+
+def _describe(path: Path, stream: int | None, known: _Known) -> VideoInfo:
+    """From the index, or by decoding everything where there is none."""
+    if known.index is not None:
+        index = known.index
+        try:
+            with open_video(path, stream) as (container, video):
+                _, first = next(_seek(container, video, index, [0]))
+                width, height = Turn(first).size((first.width, first.height))
+                fps = frame_rate(video, index.pts)
+            return VideoInfo(index.num_frames, fps, width, height, True, index.keyframes)
+        except (_NotAsIndexed, av.FFmpegError):
+            known.index = None
+    seen = examine(path, stream)
+    known.damaged = seen.damaged
+    return VideoInfo(seen.num_frames, seen.fps, *seen.size, False, seen.keyframes, seen.fault, seen.notes)
+
+
+def _read_images(path: Path, sheet: _Sheet, short_side: int | None) -> None:
+    files = image_files(path)
+    _check_range(path, sheet.wanted, len(files))
+    size: Size | None = None
+    for number in sheet.wanted:
+        picture = read_image(files[number])
+        if size is None:
+            first = picture if number == 0 else read_image(files[0])
+            size = reduced_size((first.shape[1], first.shape[0]), short_side)
+        if picture.shape[1::-1] != size:
+            frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            picture = as_array(scaled(VideoReformatter(), frame, *size))
+        sheet.put(number, picture)
+
+
+def _read_video(path: Path, sheet: _Sheet, stream: int | None, short_side: int | None) -> None:
+    key = _key(path, stream)
+    known, used = _known.get(key), False
+    with open_video(path, stream) as (container, video):
+        if known is None:
+            known, used = _scan(key, container, video)
+        if known.index is not None:
+            used = True
+            _check_range(path, sheet.wanted, known.index.num_frames)
+            try:
+                _paint(_seek(container, video, known.index, sheet.wanted), video, sheet, short_side)
+                return
+            except (_NotAsIndexed, av.FFmpegError):
+                known.index, known.info = None, None
+        if not used and _count(container, video, sheet, short_side):
+            return
+    if used:
+        with open_video(path, stream) as (container, video):
+            if _count(container, video, sheet, short_side):
+                return
+    _refuse(path, stream, sheet, known)
+
+
+def _seek(
+    container: InputContainer, video: VideoStream, index: Index, wanted: list[int]
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Frames by number, each decoded from the keyframe that it needs."""
+    numbers = {int(index.pts[index.order[number]]): number for number in wanted}
+    for first, last in _runs(index, wanted):
+        for frame in _decode_run(container, video, index, first, last, numbers):
+            number = numbers.pop(frame.pts, None) if frame.pts is not None else None
+            if number is not None:
+                if frame.is_corrupt:
+                    raise _NotAsIndexed
+                yield number, frame
+    if numbers:
+        raise _NotAsIndexed
+
+
+def _runs(index: Index, wanted: list[int]) -> list[tuple[int, int]]:
+    """Stretches of packets, first and last, that hold the wanted frames and all that those need."""
+    runs: list[tuple[int, int]] = []
+    for last in sorted(int(index.order[number]) for number in wanted):
+        first = index.start_for(last)
+        if runs and first <= runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], last)
+        else:
+            runs.append((first, last))
+    return runs
+
+
+def _decode_run(
+    container: InputContainer, video: VideoStream, index: Index, first: int, last: int, numbers: dict[int, int]
+) -> Iterator[VideoFrame]:
+    """Frames of the packets `first` to `last`; those that nobody wants or needs are skipped."""
+    context = video.codec_context
+    container.seek(index.seek_time(first), stream=video)
+    position = None
+    for packet in container.demux(video):
+        if position is None:
+            if packet.pts is None or packet.pts == index.pts[first]:
+                position = first
+            else:
+                continue
+        if packet.pts != index.pts[position]:
+            raise _NotAsIndexed
+        unwanted = index.disposable[position] and packet.pts not in numbers
+        context.skip_frame = "NONREF" if unwanted else "DEFAULT"
+        yield from packet.decode()
+        if position == last:
+            break
+        position += 1
+    context.skip_frame = "DEFAULT"
+    yield from context.decode(None)
+
+
+def _paint(frames: Iterator[tuple[int, VideoFrame]], video: VideoStream, sheet: _Sheet, short_side: int | None) -> None:
+    painter = Painter((video.codec_context.width, video.codec_context.height), short_side)
+    for number, frame in frames:
+        if (frame.width, frame.height) != painter.stored:
+            raise _NotAsIndexed  # what the first frame's size is, only counting tells
+        sheet.put(number, painter(frame))
+
+
+def _count(container: InputContainer, video: VideoStream, sheet: _Sheet, short_side: int | None) -> bool:
+    """Decodes from the start until all wanted frames are there; False if one is not, or is damaged."""
+    if sheet.wanted[0] < 0:
+        return False
+    painter: Painter | None = None
+    try:
+        for number, frame in enumerate(container.decode(video)):
+            painter = painter or Painter((frame.width, frame.height), short_side)
+            if number in sheet.rows:
+                if frame.is_corrupt:
+                    return False
+                sheet.put(number, painter(frame))
+                if number == sheet.wanted[-1]:
+                    return True
+    except av.FFmpegError:
+        pass
+    return False
+
+
+def _refuse(path: Path, stream: int | None, sheet: _Sheet, known: _Known) -> NoReturn:
+    """Says why the wanted frames cannot be had."""
+    known.info = known.info or _describe(path, stream, known)
+    fault = f"; {known.info.fault}" if known.info.fault else ""
+    _check_range(path, sheet.wanted, known.info.num_frames, fault)
+    damaged = [number for number in sheet.wanted if number in known.damaged]
+    assert damaged, (path, sheet.wanted)
+    raise VideoError(f"{path}: frame {damaged[0]} is damaged{fault}")
+
+
+def _check_range(path: Path, wanted: list[int], num_frames: int, fault: str = "") -> None:
+    for number in (wanted[0], wanted[-1]):
+        if not 0 <= number < num_frames:
+            raise VideoError(f"{path}: no frame {number}; it has {num_frames} frames, counted from 0{fault}")
