@@ -81,6 +81,8 @@ class View:
         for name, least in (("num_frames", 1), ("stride", 0), ("num_moments", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"view.{name}={getattr(self, name)}: must be at least {least}")
+        if self.fps is not None and self.fps <= 0.0:
+            raise ValueError(f"view.fps={self.fps}: must be above 0, or null for the video's own frames")
         if self.gamma <= 0.0:
             raise ValueError(f"view.gamma={self.gamma}: must be above 0")
         if self.kind == "difference" and self.num_frames < 2:

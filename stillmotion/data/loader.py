@@ -1,0 +1,92 @@
+"""Which samples stand in which batch, as a function of seed and epoch; and the loader that serves them."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from stillmotion.data.dataset import VideoDataset, collate
+
+Pair = tuple[int, int]
+
+
+class EpochBatches(Sampler[list[Pair]]):
+    """Batches of (epoch, row) pairs. Workers need no shared state: each pair says which draw it wants.
+
+    The order is a function of seed and epoch alone, so an epoch can be entered at any batch, by any number of
+    workers. Processes see disjoint parts of the same batches.
+
+    Args:
+        size: Number of samples.
+        batch_size: Samples in a batch over all processes.
+        seed: Seed of the order.
+        shuffle: A new order every epoch, or that of the table.
+        drop_last: Leave out a last batch that is not full, unless it is the only one. Otherwise a rest with fewer
+            samples than processes joins the batch before.
+        steps: Cut every epoch after so many batches.
+        rank, world: This process, and the number of processes.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        steps: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if not 1 <= world <= min(size, batch_size):
+            raise ValueError(
+                f"{size} samples in batches of {batch_size} do not give each of {world} processes one; use fewer"
+            )
+        self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle
+        self.rank, self.world = rank, world
+        full, rest = divmod(size, batch_size)
+        bounds = [batch_size * k for k in range(full + 1)]
+        if rest and (not full or (not drop_last and rest >= world)):
+            bounds.append(size)
+        elif rest and not drop_last:
+            bounds[-1] = size
+        self.bounds = bounds if steps is None else bounds[: steps + 1]
+        self.epoch = self.start = 0
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Chooses the epoch, and the batch it is entered at: the next iteration gives the batches from there on."""
+        self.epoch, self.start = epoch, start_batch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, wherever it is entered."""
+        return len(self.bounds) - 1
+
+    def __iter__(self) -> Iterator[list[Pair]]:
+        rows = list(range(self.size))
+        if self.shuffle:
+            random.Random(f"{self.seed}/{self.epoch}").shuffle(rows)
+        epoch = self.epoch
+        for first, last in list(zip(self.bounds, self.bounds[1:], strict=False))[self.start :]:
+            yield [(epoch, row) for row in rows[first:last][self.rank :: self.world]]
+
+
+def make_loader(dataset: VideoDataset, batches: EpochBatches, *, workers: int = 0) -> DataLoader[dict[str, Any]]:
+    """A loader whose batches are the same for any number of workers.
+
+    Args:
+        dataset: The samples.
+        batches: Their order; `batches.set_epoch` before each epoch, also with workers that stay alive.
+        workers: Loader processes; 0 loads in this process.
+    """
+    assert batches.size == len(dataset)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,88 @@
+"""Which frames of a sample a view sees. No video is opened and no torch imported."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from math import floor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillmotion.view import Draw, View
+
+
+def frame_indices(
+    view: View, num_frames: int, fps: float | None, draw: Draw, *, keyframes: Sequence[int] = ()
+) -> NDArray[np.int64]:
+    """Frames that a view sees of a sample with `num_frames` frames.
+
+    The moments do not depend on the length of the clip, so a student's frame and its teacher's clip share them.
+
+    Args:
+        view: What is asked for.
+        num_frames: n, frames of the sample.
+        fps: Frame rate of the video; only views with a rate of their own need it.
+        draw: Where `random` moments lie.
+        keyframes: Keyframes of the video relative to the sample's first frame; those outside of it are passed over.
+
+    Returns:
+        Indices (N, T) in [0, n), relative to the sample's first frame.
+
+    Raises:
+        ValueError: The view has a rate and the video has none.
+
+    Example:
+        >>> from stillmotion.view import NO_DRAW
+        >>> frame_indices(View(num_frames=4), 10, None, NO_DRAW)
+        array([[5, 6, 7, 8]])
+    """
+    assert num_frames >= 1
+    points = _moments(view, num_frames, draw, keyframes)
+    step = _step(view, fps)
+    before = {"start": 0, "middle": view.num_frames // 2, "end": view.num_frames - 1}[view.clip]
+    offsets = _rounded(np.arange(-before, view.num_frames - before), step)
+    return _inside(points[:, None] + offsets, view, num_frames, step)
+
+
+def _moments(view: View, n: int, draw: Draw, keyframes: Sequence[int]) -> NDArray[np.int64]:
+    """Frames (N,) at which the clips of a view are anchored."""
+    count, anchor = view.num_moments, n // 2
+    if view.moment == "uniform" or (view.moment == "random" and draw.time is None):
+        return np.array([(2 * k + 1) * n // (2 * count) for k in range(count)])
+    if view.moment == "random":
+        assert draw.time is not None
+        return np.array([min(n - 1, floor((k + draw.time) * n / count)) for k in range(count)])
+    if view.moment == "keyframe":
+        inside = [k for k in keyframes if 0 <= k < n] or [anchor]
+        return np.full(count, min(inside, key=lambda k: (abs(k - anchor), k)))
+    return np.full(count, {"centre": anchor, "first": 0, "last": n - 1}[view.moment])
+
+
+def _step(view: View, fps: float | None) -> Fraction:
+    """Distance between two frames of a clip, in frames of the video."""
+    if view.fps is None or view.num_frames == 1:
+        return Fraction(view.stride)
+    if not fps:
+        raise ValueError(
+            f"the video has no frame rate, and a view asks for {view.fps:g} frames a second; set fps: null"
+        )
+    # As fractions, rates are what the container meant (30000/1001), and halves round alike everywhere.
+    return view.stride * Fraction(fps).limit_denominator(10**6) / Fraction(view.fps).limit_denominator(10**6)
+
+
+def _rounded(numbers: NDArray[np.int64], step: Fraction) -> NDArray[np.int64]:
+    """Nearest frames to `numbers` times `step`; halves go up."""
+    return (2 * numbers * step.numerator + step.denominator) // (2 * step.denominator)
+
+
+def _inside(clips: NDArray[np.int64], view: View, n: int, step: Fraction) -> NDArray[np.int64]:
+    """Applies the end rule to the clips (N, T)."""
+    if view.end == "shift":
+        clips = clips - np.maximum(clips[:, -1:] - (n - 1), 0)
+        clips = clips - np.minimum(clips[:, :1], 0)
+    elif view.end == "hallucinet":
+        # The official code compares with >= and steps back one frame more than needed (METHODS 2.5).
+        span = int(_rounded(np.array([view.num_frames]), step)[0])
+        first = clips[:, :1]
+        start = np.where(first + span >= n, n - span - 1, first) if span else first
+        clips = clips - first + np.maximum(start, 0)
+    return np.clip(clips, 0, n - 1)
