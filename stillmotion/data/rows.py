@@ -156,7 +156,7 @@ def folder_rows(root: Path) -> Iterator[Row]:
     tops = [p for p in _visible(root) if p.is_dir()]
     splits = [p for p in tops if p.name.lower() in SPLIT_FOLDERS]
     others = [p for p in tops if p not in splits]
-    by_split = bool(splits) and not any(True for p in others for _ in _samples(p))
+    by_split = bool(splits) and not any(True for p in others for _ in media_files(p))
     if by_split and not any(q.is_dir() for p in splits for q in _visible(p)):
         by_split = False
     if splits and others and not by_split:
@@ -173,7 +173,7 @@ def folder_rows(root: Path) -> Iterator[Row]:
             raise TableError(f"{loose}: lies beside the class folders; move it into one, or write a CSV table")
     for split, folder in classes:
         found = False
-        for path in _samples(folder):
+        for path in media_files(folder):
             found = True
             cells = {"path": path.relative_to(root).as_posix(), "label": folder.name}
             yield 0, {**cells, "split": split} if split else cells
@@ -181,18 +181,20 @@ def folder_rows(root: Path) -> Iterator[Row]:
             raise TableError(f"{folder}: a class folder without videos; add some, or remove the folder")
 
 
-def _samples(folder: Path) -> Iterator[Path]:
+def media_files(folder: Path) -> Iterator[Path]:
+    """Videos, stills and folders of numbered images, at any depth of a folder."""
     for path in _visible(folder):
         if path.is_dir():
-            if _is_image_folder(path):
+            if is_image_folder(path):
                 yield path
             else:
-                yield from _samples(path)
+                yield from media_files(path)
         elif _is_media(path):
             yield path
 
 
-def _is_image_folder(folder: Path) -> bool:
+def is_image_folder(folder: Path) -> bool:
+    """Whether a folder holds numbered images and nothing else: the frames of one video."""
     inside = _visible(folder)
     return bool(inside) and all(p.suffix.lower() in IMAGE_SUFFIXES and re.search(r"\d$", p.stem) for p in inside)
 
