@@ -83,7 +83,7 @@ class TimmEncoder(ImageEncoder):
     def classifier_names(self) -> set[str]:
         classifier = self.net.pretrained_cfg.get("classifier") or ()
         prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-        return {name for name in self.state_dict() if name.removeprefix("net.").startswith(prefixes)}
+        return {name for name in self.state_dict() if name.removeprefix("net.").rpartition(".")[0] in prefixes}
 
 
 class TorchvisionEncoder(Encoder):

@@ -2,7 +2,7 @@
 
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,15 @@ class WeightsReport:
         source: The file, or `default`.
         copied: Names in the network that now hold the file's values.
         left_out: Names in the file that were not taken, with the reason.
-        missing: Names in the network that the file does not give; they keep their random values.
+        classifier: Why the file's classifier was left out; empty if it fits. The network's own starts at random.
+        missing: Further names in the network that the file does not give; they keep their random values.
     """
 
     source: str
     copied: tuple[str, ...]
     left_out: dict[str, str]
-    missing: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    classifier: str = ""
 
     def summary(self) -> str:
         """One line.
@@ -49,16 +51,17 @@ class WeightsReport:
             'a.pth: 1 tensor copied; 1 missing (fc.weight)'
         """
         parts = [f"{len(self.copied)} tensor{'s' * (len(self.copied) != 1)} copied"]
-        if self.left_out:
-            shown = [f"{name}: {reason}" for name, reason in list(self.left_out.items())[:3]]
-            parts.append(f"{len(self.left_out)} left out ({_list(shown, len(self.left_out))})")
+        if self.classifier:
+            parts.append(f"{self.classifier}: left out")
+        if other := {k: v for k, v in self.left_out.items() if v != self.classifier}:
+            parts.append(f"{len(other)} not taken ({_first([f'{k}: {v}' for k, v in other.items()])})")
         if self.missing:
-            parts.append(f"{len(self.missing)} missing ({_list(list(self.missing[:3]), len(self.missing))})")
+            parts.append(f"{len(self.missing)} missing ({_first(self.missing)})")
         return f"{self.source}: {'; '.join(parts)}"
 
 
-def _list(shown: list[str], total: int) -> str:
-    return ", ".join(shown) + (", ..." if total > len(shown) else "")
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -138,9 +141,10 @@ def load_weights(encoder: Encoder, path: str | Path) -> WeightsReport:
 
 def copy_weights(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> WeightsReport:
     """As `load_weights`, from tensors in memory."""
-    names, own, classifier = encoder.published_names(), encoder.state_dict(), encoder.classifier_names()
+    names, own, of_classes = encoder.published_names(), encoder.state_dict(), encoder.classifier_names()
     fitting: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}
+    dropped: dict[str, str] = {}
     # The shortest name first, so that `conv1` wins over `student.conv1` if a file holds both.
     for name, tensor in sorted(state.items(), key=lambda item: len(item[0])):
         target = names.get(_strip(name, names))
@@ -148,24 +152,40 @@ def copy_weights(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> 
             left_out[name] = "not in this network"
         elif target in fitting:
             left_out[name] = "found twice"
-        elif tensor.shape != own[target].shape:
-            left_out[name] = _mismatch(tensor, own[target], target in classifier)
-        else:
+        elif tensor.shape == own[target].shape:
             fitting[target] = tensor
-    if not any(own[k].ndim > 0 for k in fitting):
-        first = next(iter(state))
-        raise WeightsError(
-            f"{source}: nothing fits {encoder.config['name']}: another architecture? It holds {first} "
-            f"{list(state[first].shape)}, the network {next(iter(names))} {list(next(iter(own.values())).shape)}"
-        )
-    # BatchNorm's counter was added to PyTorch in 2018: older files lack it and nothing depends on it.
-    missing = tuple(k for k in own if k not in fitting and not k.endswith("num_batches_tracked"))
+        elif target in of_classes and tensor.shape[1:] == own[target].shape[1:]:
+            left_out[name] = f"classifier of {tensor.shape[0]} classes, here {own[target].shape[0]}"
+            dropped[target] = left_out[name]
+        else:
+            left_out[name] = f"shape {list(tensor.shape)}, here {list(own[target].shape)}"
+    if not any(own[name].ndim for name in fitting):
+        example = max(own.items(), key=lambda item: item[1].ndim)
+        raise WeightsError(f"{source}: nothing fits {encoder.config['name']}; {_why(state, names, *example)}")
+    # Files older than 2018 lack batch norm's counter, and nothing depends on it.
+    absent = set(own) - set(fitting) - set(dropped)
+    report = WeightsReport(
+        source=source,
+        copied=tuple(name for name in own if name in fitting),
+        left_out=left_out,
+        missing=tuple(name for name in own if name in absent and not name.endswith("num_batches_tracked")),
+        classifier=next(iter(dropped.values()), ""),
+    )
     encoder.load_state_dict(fitting, strict=False)
-    report = WeightsReport(source=source, copied=tuple(fitting), left_out=left_out, missing=missing)
     encoder.weights_report = report
-    if left_out or missing:
+    if report.left_out or report.missing:
         log.warning("%s", report.summary())
     return report
+
+
+def _why(state: Mapping[str, Tensor], names: Mapping[str, str], wanted: str, tensor: Tensor) -> str:
+    """Something to compare: a convolution of the file and one of the network."""
+    given = max(state.items(), key=lambda item: item[1].ndim)
+    published = next(name for name, own in names.items() if own == wanted)
+    return (
+        f"another architecture? The file has {given[0]} {list(given[1].shape)}, "
+        f"the network {published} {list(tensor.shape)}"
+    )
 
 
 def _strip(name: str, known: Mapping[str, Any]) -> str:
@@ -176,9 +196,3 @@ def _strip(name: str, known: Mapping[str, Any]) -> str:
             break
         name = name.removeprefix(prefix)
     return name
-
-
-def _mismatch(given: Tensor, wanted: Tensor, is_classifier: bool) -> str:
-    if is_classifier and given.ndim and given.shape[1:] == wanted.shape[1:]:
-        return f"classifier of {given.shape[0]} classes, here {wanted.shape[0]}"
-    return f"shape {list(given.shape)}, here {list(wanted.shape)}"

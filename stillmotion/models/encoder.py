@@ -171,11 +171,23 @@ class StoredFeatures(Encoder):
         source: Folder that `stillmotion extract` wrote.
         embedding_dim: Width of the stored embedding.
         num_classes: Width of the stored logits, 0 if none are stored.
+        num_moments: Moments of a stored sample.
+        taps: Widths of further stored layers.
     """
 
-    def __init__(self, source: str, *, embedding_dim: int, num_classes: int = 0, num_moments: int = 1) -> None:
+    def __init__(
+        self,
+        source: str,
+        *,
+        embedding_dim: int,
+        num_classes: int = 0,
+        num_moments: int = 1,
+        taps: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__()
-        fields = ["embedding"] + (["logits"] if num_classes else [])
+        self.tap_dims = dict(taps or {})
+        self.taps = tuple(self.tap_dims)
+        fields = ["embedding", *(["logits"] if num_classes else []), *self.taps]
         self.views = {f: View(kind="feature", source=source, field=f, num_moments=num_moments) for f in fields}
         self.embedding_dim, self.num_classes = embedding_dim, num_classes
 

@@ -1,9 +1,11 @@
-"""Makes every network by name: `timm/<name>`, `torchvision/<name>`, ours, or a trained one by its run folder."""
+"""Makes every network by name: `timm/<name>`, `torchvision/<name>`, ours, or a trained one by its folder."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from stillmotion.config import ModelConfig
+from stillmotion.models.catalogue import ModelInfo, list_models
 from stillmotion.models.checkpoint import load_weights
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.libraries import (
@@ -17,6 +19,8 @@ from stillmotion.models.libraries import (
 from stillmotion.models.pretrained import is_run, load_pretrained
 from stillmotion.models.resnext3d import RESNETS, VIEW, ResNet3d
 from stillmotion.models.student import HallucinatingStudent
+
+__all__ = ["ModelInfo", "create_model", "list_models", "load_model"]
 
 
 def create_model(
@@ -51,7 +55,7 @@ def create_model(
         torch.Size([2, 4])
     """
     overrides = dict(view or {})
-    if is_run(name):
+    if _is_trained(name):
         config = ModelConfig(name=name, weights=weights, options=options, view=overrides)
         return _load_run(config, num_classes=num_classes, taps=taps)
     encoder: Encoder
@@ -78,10 +82,19 @@ def load_model(config: ModelConfig, *, num_classes: int) -> Encoder:
     Raises:
         ValueError: As `create_model`.
     """
-    if is_run(config.name):
+    if _is_trained(config.name):
         return _load_run(config, num_classes=num_classes)
     weights = None if config.weights == "random" else config.weights
     return create_model(config.name, num_classes=num_classes, weights=weights, view=config.view, **config.options)
+
+
+def _is_trained(name: str) -> bool:
+    """Whether a name means a network of ours with its weights: a folder, or a name on the Hub."""
+    if is_run(name):
+        return True
+    library, _, rest = name.partition("/")
+    known = library in ("timm", "torchvision") or name in RESNETS or name == "hallucinating"
+    return not known and (Path(name).is_dir() or bool(rest))
 
 
 def _load_run(config: ModelConfig, *, num_classes: int, taps: Sequence[str] = ()) -> Encoder:

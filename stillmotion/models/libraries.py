@@ -67,15 +67,19 @@ def build_timm(
         net = timm.create_model(short, pretrained=pretrained, num_classes=num_classes, **options)
     encoder = TimmEncoder(net, seen, taps=taps)
     if pretrained:
-        own_names, dropped = tuple(encoder.state_dict()), {}
-        if cfg is not None and cfg.num_classes != num_classes:
-            classifier = encoder.classifier_names()
-            own_names = tuple(n for n in own_names if n not in classifier)
-            dropped = {n: f"classifier of {cfg.num_classes} classes, here {num_classes}" for n in sorted(classifier)}
-        encoder.weights_report = WeightsReport(
-            source="default", copied=own_names, left_out=dropped, missing=tuple(dropped)
-        )
+        encoder.weights_report = _timm_report(encoder, cfg.num_classes if cfg else num_classes)
     return encoder
+
+
+def _timm_report(encoder: TimmEncoder, num_classes: int) -> WeightsReport:
+    """timm copies its own weights, all but a classifier of another number of classes."""
+    if num_classes == encoder.num_classes:
+        return WeightsReport(source="default", copied=tuple(encoder.state_dict()), left_out={})
+    reason = f"classifier of {num_classes} classes, here {encoder.num_classes}"
+    dropped = encoder.classifier_names()
+    copied = tuple(name for name in encoder.state_dict() if name not in dropped)
+    left_out = {name.removeprefix("net."): reason for name in sorted(dropped)}
+    return WeightsReport(source="default", copied=copied, left_out=left_out, classifier=reason)
 
 
 def timm_view(short: str) -> View:
@@ -126,16 +130,15 @@ def build_torchvision(
 def _torchvision_options(short: str, view: View) -> dict[str, Any]:
     """Arguments that follow from the view; refuses a view that the network cannot take."""
     num_frames = view.num_frames - (view.kind == "difference")
-    if short.startswith("mvit"):
-        return {"spatial_size": view.size, "temporal_size": num_frames}
+    given = f"the view gives {num_frames} of {view.size[0]}x{view.size[1]}"
+    if short.startswith("mvit") and (num_frames, view.size) != (16, (224, 224)):
+        raise ValueError(f"torchvision/{short}: takes exactly 16 frames of 224x224; {given}")
+    if short == "s3d" and (num_frames < 14 or min(view.size) < 224):
+        raise ValueError(f"torchvision/s3d: needs at least 14 frames of 224x224; {given}")
     if short.startswith("vit"):
         if view.size[0] != view.size[1]:
-            raise ValueError(f"torchvision/{short}: view.size={view.size}: must be square")
+            raise ValueError(f"torchvision/{short}: needs square frames; {given}")
         return {"image_size": view.size[0]}
-    if short == "s3d" and (num_frames < 14 or min(view.size) < 224):
-        raise ValueError(
-            f"torchvision/s3d: needs at least 14 frames of 224x224; the view gives {num_frames} of {view.size}"
-        )
     if short in ("inception_v3", "googlenet"):
         return {"aux_logits": False, "init_weights": True}
     return {}

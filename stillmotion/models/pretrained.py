@@ -1,7 +1,6 @@
 """The shareable form of a network: a folder with `model.safetensors` and `config.json`, local or on the Hub."""
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import torch
 
 from stillmotion.models.checkpoint import read_weights
 from stillmotion.models.encoder import Encoder
+from stillmotion.results import write_atomic
 from stillmotion.tasks import Task, task_from_dict
 from stillmotion.view import View
 
@@ -53,15 +53,9 @@ def save_pretrained(encoder: Encoder, task: Task, folder: str | Path, extra: Map
         "views": {name: view.to_dict() for name, view in encoder.views.items()},
         **(extra or {}),
     }
-    _write(folder / WEIGHTS, save(state, {"format": "pt"}))
-    _write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    write_atomic(folder / WEIGHTS, save(state, {"format": "pt"}))
+    write_atomic(folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     return folder
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def load_pretrained(

@@ -1,0 +1,134 @@
+"""Which networks there are, what they see, and what they cost."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from typing import Any, Literal
+
+import torch
+
+from stillmotion.models.encoder import Encoder
+from stillmotion.models.libraries import CLIPS, build_timm, build_torchvision, timm_view, torchvision_view
+from stillmotion.models.resnext3d import RESNETS, VIEW, ResNet3d
+from stillmotion.view import View
+
+MAX_BUILT = 20
+"""With so many matches or fewer, every network is built (without memory) to count its parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """One network.
+
+    Args:
+        name: For `create_model`.
+        kind: Whether it sees frames one by one (`image`) or a clip (`video`).
+        size: Height and width of its frames.
+        num_frames, fps: Its clip; fps None takes the video's own frames.
+        params: Without classifier; None if not counted.
+        width: Of its embedding; None if not counted.
+        weights: What `weights="default"` downloads first, and other names for it (`timm/<name>.<tag>`); empty: none.
+        licence: Of these weights as the library states it; None if it does not.
+    """
+
+    name: str
+    kind: Literal["image", "video"]
+    size: tuple[int, int]
+    num_frames: int
+    fps: float | None
+    params: int | None = None
+    width: int | None = None
+    weights: tuple[str, ...] = ()
+    licence: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON data."""
+        return asdict(self)
+
+
+def list_models(pattern: str = "*") -> list[ModelInfo]:
+    """The networks whose name matches.
+
+    Args:
+        pattern: As `timm/resnet*`; without wildcard, a part of the name. Up to 20 matches are given with parameters
+            and width, more without.
+
+    Example:
+        >>> [(m.name, m.params, m.width) for m in list_models("resnext3d_101")]
+        [('resnext3d_101', 47521216, 2048)]
+    """
+    pattern = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+    names = [n for n in [*RESNETS, *_torchvision_names(), *_timm_names()] if fnmatch(n, pattern)]
+    tags = _timm_tags() if any(n.startswith("timm/") for n in names) else {}
+    return [_describe(name, tags, built=len(names) <= MAX_BUILT) for name in names]
+
+
+def _torchvision_names() -> list[str]:
+    import torchvision.models as zoo
+
+    names = [n for n in zoo.list_models(module=zoo) if not n.startswith("squeezenet")]
+    return [f"torchvision/{n}" for n in [*CLIPS, *names]]
+
+
+def _timm_names() -> list[str]:
+    import timm
+
+    return [f"timm/{n}" for n in timm.list_models()]
+
+
+def _timm_tags() -> dict[str, list[str]]:
+    import timm
+
+    tags = defaultdict(list)
+    for name in timm.list_pretrained():
+        short, _, tag = name.partition(".")
+        tags[short].append(tag)
+    return tags
+
+
+def _describe(name: str, tags: dict[str, list[str]], *, built: bool) -> ModelInfo:
+    library, _, short = name.partition("/")
+    build: Callable[..., Encoder]
+    weights: tuple[str, ...] = ()
+    licence = None
+    if library == "timm":
+        import timm
+
+        view, kind, build = timm_view(short), "frames", build_timm
+        cfg = timm.get_pretrained_cfg(short)
+        if cfg is not None and cfg.tag in tags.get(short, ()):
+            weights, licence = (cfg.tag, *(t for t in tags[short] if t != cfg.tag)), cfg.license
+    elif library == "torchvision":
+        from torchvision.models import get_model_weights
+
+        view, kind, build = torchvision_view(short), "clip" if short in CLIPS else "frames", build_torchvision
+        default = get_model_weights(short).DEFAULT
+        weights, licence = (default.name,), default.meta.get("license")
+    else:
+        view, kind, build = VIEW, "clip", _build_own
+    params, width = _count(build, name) if built else (None, None)
+    return ModelInfo(
+        name=name,
+        kind="video" if kind == "clip" else "image",
+        size=view.size,
+        num_frames=view.num_frames,
+        fps=view.fps,
+        params=params,
+        width=width,
+        weights=weights,
+        licence=licence,
+    )
+
+
+def _build_own(name: str, num_classes: int, *_: object) -> Encoder:
+    return ResNet3d(name, num_classes=num_classes, view=View())
+
+
+def _count(build: Callable[..., Encoder], name: str) -> tuple[int | None, int | None]:
+    try:
+        with torch.device("meta"):
+            encoder = build(name, 0, None, (), {}, {})
+    except (NotImplementedError, RuntimeError):  # some networks compute with their weights while they are built
+        return None, None
+    return sum(p.numel() for p in encoder.parameters()), encoder.embedding_dim

@@ -1,0 +1,48 @@
+"""What a network costs: parameters and multiply-accumulates."""
+
+from typing import NamedTuple
+
+import torch
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from stillmotion.models.encoder import Encoder
+
+
+class Cost(NamedTuple):
+    """Size of a network and of one run of it.
+
+    Args:
+        params: Parameters, those of the classifier included.
+        gmacs: 1e9 multiply-accumulates for one moment of its views. Only matrix products and convolutions count.
+    """
+
+    params: int
+    gmacs: float
+
+
+def count_cost(encoder: Encoder) -> Cost:
+    """Counts without computing: shapes alone are followed, whatever device the network is on.
+
+    Example:
+        >>> from stillmotion.models.factory import create_model
+        >>> encoder = create_model("resnet3d_10", num_classes=4, width=8, view={"size": 32})
+        >>> cost = count_cost(encoder)
+        >>> cost.params, round(cost.gmacs, 4)
+        (194084, 0.0366)
+    """
+    params = sum(p.numel() for p in encoder.parameters())
+    if not params:
+        return Cost(0, 0.0)
+    shapes = {name: tensor.to("meta") for name, tensor in (*encoder.named_parameters(), *encoder.named_buffers())}
+    views = encoder.views.values()
+    inputs = [torch.zeros(1, v.num_frames, 3, *v.size, dtype=torch.uint8, device="meta") for v in views]
+    modes = [(module, module.training) for module in encoder.modules()]  # a frozen part may be in eval() alone
+    encoder.eval()
+    try:
+        with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
+            functional_call(encoder, shapes, tuple(inputs))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return Cost(params, counter.get_total_flops() / 2e9)  # two operations are one multiply-accumulate
