@@ -31,16 +31,17 @@ class Videos:
         That very file; else a file with the same name in a folder of the same name; else the only file of that name.
         Other containers and folders of frames count as the same name. Without any: `root / listed`, which is missing.
         """
-        if (self.root / listed).exists():
-            return self.root / listed
+        exact = self.root / listed
+        if exact.exists():
+            return exact
         found = self._by_name.get(self._key(listed), [])
-        folder = self._key(Path(listed).parent.name)
+        folder = self._key(os.path.dirname(listed))
         beside = [p for p in found if self._key(p.parent.name) == folder] or found
-        return beside[0] if len(beside) == 1 else self.root / listed
+        return beside[0] if len(beside) == 1 else exact
 
     def _key(self, name: str) -> str:
-        path = Path(name)
-        stem = path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
+        stem, suffix = os.path.splitext(os.path.basename(name))
+        stem = stem if suffix.lower() in VIDEO_SUFFIXES else stem + suffix
         return stem.lower() if self.ignore_case else stem
 
     @cached_property
@@ -77,9 +78,11 @@ def make_table(samples: Sequence[Sample], source: Path, videos: Videos, missing:
     root = videos.root
     if not root.is_dir():
         raise TableError(f"{root}: no such folder; pass the folder with the videos of {source.name}")
-    found = [replace(s, path=videos.find(s.name)) for s in samples]
-    shown = [replace(s, name=s.path.relative_to(root).as_posix()) for s in found]
-    return present(Table(tuple(shown), str(source)), root, missing)
+    found = []
+    for s in samples:
+        path = videos.find(s.name)
+        found.append(replace(s, path=path, name=path.relative_to(root).as_posix()))
+    return present(Table(tuple(found), str(source)), root, missing)
 
 
 def present(table: Table, root: Path, missing: Missing) -> Table:
