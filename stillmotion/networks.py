@@ -1,0 +1,103 @@
+"""Networks that are ready to run: out of a run folder, in torch, or exported to ONNX, without torch."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Inputs = dict[str, NDArray[np.uint8]]
+Network = Callable[[Inputs], NDArray[np.float32]]
+
+METADATA = "stillmotion"
+# The other settings of a view are part of the exported graph.
+FREE_IN_ONNX = ("moment", "num_moments", "stride", "fps", "clip", "end", "resize", "interpolation")
+
+
+def load_network(model: str, *, device: str, view: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:
+    """Loads a network and what is needed to feed and to read it.
+
+    Args:
+        model: Run folder, name on the Hugging Face Hub, or exported `.onnx`.
+        device: auto, cpu or cuda.
+        view: Settings of `View` that differ from training.
+
+    Returns:
+        A function from frames (N, T, 3, H, W) by view to logits (K,); and `task`, `views`, `short_side` as JSON data.
+
+    Raises:
+        ValueError: In one line: the file, and what is wrong with it.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={device}: choose one of auto, cpu, cuda")
+    if Path(model).suffix.lower() == ".onnx":
+        return _load_onnx(model, device, view)
+    return _load_run(model, device, view)
+
+
+def _load_onnx(model: str, device: str, view: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:
+    """An exported student, whose metadata says what it sees and what its logits mean."""
+    import onnxruntime
+
+    if not Path(model).is_file():
+        raise ValueError(f"{model}: no such file; `stillmotion export` writes one from a run folder")
+    wanted = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
+    try:
+        session = onnxruntime.InferenceSession(model, providers=providers)
+    except Exception as error:  # onnxruntime's own classes, without a common base that it exports
+        raise ValueError(f"{model}: not an ONNX model ({' '.join(str(error).split())[:120]})") from None
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    if text is None:
+        raise ValueError(f"{model}: not exported by stillmotion (no classes inside); use `stillmotion export`")
+    if fixed := [key for key in view if key not in FREE_IN_ONNX]:
+        raise ValueError(
+            f"{model}: view.{fixed[0]} is fixed in an exported model; export it again, or predict from the run"
+        )
+    config: dict[str, Any] = json.loads(text)
+    config["views"] = {name: {**data, **view} for name, data in config["views"].items()}
+
+    def run(inputs: Inputs) -> NDArray[np.float32]:
+        (logits,) = session.run(["logits"], inputs)
+        mean: NDArray[np.float32] = logits.mean(axis=0, dtype=np.float32)
+        return mean
+
+    return run, config
+
+
+def _load_run(model: str, device: str, view: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:
+    """A run folder: the network in torch."""
+    import torch
+
+    from stillmotion.models.pretrained import load_pretrained
+
+    encoder, task, _ = load_pretrained(model, view=view)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda: no CUDA device here; use auto or cpu")
+    where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = encoder.eval().to(where)
+
+    @torch.inference_mode()
+    def run(inputs: Inputs) -> NDArray[np.float32]:
+        batch = {f"student/{name}": torch.from_numpy(x)[None].to(where) for name, x in inputs.items()}
+        logits: NDArray[np.float32] = encoder.from_batch(batch, "student")["logits"][0].float().cpu().numpy()
+        return logits
+
+    views = {name: seen.to_dict() for name, seen in encoder.views.items()}
+    return run, {"task": task.to_dict(), "views": views, "short_side": trained_short_side(model)}
+
+
+def trained_short_side(model: str | Path) -> int | None:
+    """To which shorter side frames were reduced in training: of a run folder, from its settings."""
+    settings = Path(model) / "settings.json"
+    if not settings.is_file():
+        return None
+    data = json.loads(settings.read_text(encoding="utf-8"))["data"]
+    if data["short_side"] is None and data["packed"] is not None:
+        from stillmotion.data.store import FrameStore
+
+        return FrameStore(data["packed"]).short_side
+    short_side: int | None = data["short_side"]
+    return short_side
