@@ -134,11 +134,11 @@ def probe(path: str | Path, *, stream: int | None = None) -> VideoInfo:
         return VideoInfo(len(files), None, width, height, True, tuple(range(len(files))))
     key = _key(path, stream)
     known = _known.get(key)
-    if known is None:
+    if known is None or known.info is None:
         with open_video(path, stream) as (container, video):
-            known, _ = _scan(key, container, video)
-    if known.info is None:
-        known.info = _describe(path, stream, known)
+            known = known or _scan(key, container, video)[0]
+            known.info = _describe(container, video, known)
+    known.info = known.info or _examine(path, stream, known)
     return known.info
 
 
@@ -195,20 +195,24 @@ def _scan(key: _Key, container: InputContainer, video: VideoStream) -> tuple[_Kn
     return known, reader is not None
 
 
-def _describe(path: Path, stream: int | None, known: _Known) -> VideoInfo:
-    """From the index, or by decoding everything where there is none."""
-    if known.index is not None:
-        index = known.index
-        try:
-            with open_video(path, stream) as (container, video):
-                _, first = next(_seek(container, video, index, [0]))
-                width, height = Turn(first).size((first.width, first.height))
-                fps = frame_rate(video, index.pts)
-            return VideoInfo(index.num_frames, fps, width, height, True, index.keyframes)
-        except (_NotAsIndexed, av.FFmpegError):
-            known.index = None
+def _describe(container: InputContainer, video: VideoStream, known: _Known) -> VideoInfo | None:
+    """From the index and the first frame, which knows how it is turned; None where there is no index."""
+    if known.index is None:
+        return None
+    try:
+        _, first = next(_seek(container, video, known.index, [0]))
+    except (_NotAsIndexed, av.FFmpegError):
+        known.index = None
+        return None
+    width, height = Turn(first).size((first.width, first.height))
+    fps = frame_rate(video, known.index.pts)
+    return VideoInfo(known.index.num_frames, fps, width, height, True, known.index.keyframes)
+
+
+def _examine(path: Path, stream: int | None, known: _Known) -> VideoInfo:
+    """By decoding everything, which shows what no index can promise."""
     seen = examine(path, stream)
-    known.damaged = seen.damaged
+    known.index, known.damaged = None, seen.damaged
     return VideoInfo(seen.num_frames, seen.fps, *seen.size, False, seen.keyframes, seen.fault, seen.notes)
 
 
@@ -230,7 +234,7 @@ def _read_images(path: Path, sheet: _Sheet, short_side: int | None) -> None:
 def _read_video(path: Path, sheet: _Sheet, stream: int | None, short_side: int | None) -> None:
     key = _key(path, stream)
     known, used = _known.get(key), False
-    with open_video(path, stream) as (container, video):
+    with open_video(path, stream, known=known is not None and known.index is not None) as (container, video):
         if known is None:
             known, used = _scan(key, container, video)
         if known.index is not None:
@@ -283,22 +287,22 @@ def _decode_run(
 ) -> Iterator[VideoFrame]:
     """Frames of the packets `first` to `last`; those that nobody wants or needs are skipped."""
     context = video.codec_context
+    expected = index.pts[first : last + 1].tolist()
+    spare = index.disposable[first : last + 1].tolist()
     container.seek(index.seek_time(first), stream=video)
-    position = None
+    position, skipping = -1, False
     for packet in container.demux(video):
-        if position is None:
-            if packet.pts is None or packet.pts == index.pts[first]:
-                position = first
-            else:
-                continue
-        if packet.pts != index.pts[position]:
-            raise _NotAsIndexed
-        unwanted = index.disposable[position] and packet.pts not in numbers
-        context.skip_frame = "NONREF" if unwanted else "DEFAULT"
-        yield from packet.decode()
-        if position == last:
-            break
+        if position < 0 and packet.pts is not None and packet.pts != expected[0]:
+            continue  # the container went further back than asked
         position += 1
+        if packet.pts != expected[position]:
+            raise _NotAsIndexed
+        if skipping != (spare[position] and packet.pts not in numbers):
+            skipping = not skipping
+            context.skip_frame = "NONREF" if skipping else "DEFAULT"
+        yield from packet.decode()
+        if position == len(expected) - 1:
+            break
     context.skip_frame = "DEFAULT"
     yield from context.decode(None)
 
@@ -332,7 +336,7 @@ def _count(container: InputContainer, video: VideoStream, sheet: _Sheet, short_s
 
 def _refuse(path: Path, stream: int | None, sheet: _Sheet, known: _Known) -> NoReturn:
     """Says why the wanted frames cannot be had."""
-    known.info = known.info or _describe(path, stream, known)
+    known.info = known.info or _examine(path, stream, known)
     fault = f"; {known.info.fault}" if known.info.fault else ""
     _check_range(path, sheet.wanted, known.info.num_frames, fault)
     damaged = [number for number in sheet.wanted if number in known.damaged]

@@ -1,8 +1,11 @@
 """From a decoded frame to an upright RGB array, the same way on every path that leads to it."""
 
 import struct
+from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
+from av.buffer import Buffer
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -29,10 +32,9 @@ class Turn:
     """The display matrix of a frame as quarter turns and mirrors; anything between is left alone."""
 
     def __init__(self, frame: VideoFrame):
-        try:
-            a, b, _, c, d = struct.unpack_from("=5i", bytes(frame.side_data["DISPLAYMATRIX"]))
-        except KeyError:
-            a, b, c, d = 1, 0, 0, 1
+        side_data = cast(Mapping[str, Buffer], frame.side_data)
+        matrix = side_data.get("DISPLAYMATRIX")
+        a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix)) if matrix is not None else (1, 0, 0, 0, 1)
         self.transposed = abs(b) > abs(a)
         x, y = (c, b) if self.transposed else (a, d)
         self.mirrored, self.upside_down = x < 0, y < 0
