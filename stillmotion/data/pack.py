@@ -1,0 +1,143 @@
+"""`stillmotion pack`: decode every frame of a table once, small, into a frame store."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stillmotion.data.journal import Entry, Journal, StoreError
+from stillmotion.data.source import Extent, Videos
+from stillmotion.data.store import PACK_AGAIN, Codec, encode_frames, file_size
+from stillmotion.data.table import Sample, Table, read_table
+
+CHUNK = 256
+"""Frames decoded at a time: a long video need not fit into memory before it is small."""
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What a frame store holds.
+
+    Args:
+        samples: Number of samples, those that could not be read among them.
+        frames: Number of frames.
+        size: Bytes.
+        errors: Samples that could not be read, with the reason.
+    """
+
+    samples: int
+    frames: int
+    size: int
+    errors: dict[str, str]
+
+    def __str__(self) -> str:
+        text = f"{self.frames} frames of {self.samples} samples, {self.size / 2**20:.0f} MiB"
+        return text + "".join(f"\n{name}: {reason}" for name, reason in self.errors.items())
+
+
+def pack(
+    table: str | Path | Table,
+    output: str | Path,
+    *,
+    root: str | Path | None = None,
+    short_side: int | None = 128,
+    codec: Codec = "jpeg",
+    quality: int = 95,
+    workers: int = 2,
+    progress: bool = True,
+) -> PackReport:
+    """Writes a frame store, or goes on with one that was interrupted; the result is the same.
+
+    Args:
+        table: The samples, of all splits.
+        output: Folder of the store.
+        root: Folder that the table's relative paths start from; None: that of the table.
+        short_side: Reduce frames to this shorter side; None keeps their size.
+        codec: `raw` keeps every bit, `jpeg` takes about a tenth of the space.
+        quality: Of JPEG, 1 to 95.
+        workers: Processes that decode.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: The table is wrong, or the store there has other settings or other samples.
+    """
+    if not 1 <= quality <= 95:
+        raise ValueError(f"quality={quality}: give 1 to 95, or codec raw")
+    table = table if isinstance(table, Table) else read_table(table, root=root)
+    header = {"kind": "frames", "short_side": short_side, "codec": codec}
+    header |= {"quality": quality} if codec == "jpeg" else {}
+    with Journal.open(Path(output), header, PACK_AGAIN) as journal:
+        done = len(journal.entries)
+        if [e["id"] for e in journal.entries] != [s.id for s in table.samples[:done]]:
+            raise StoreError(f"{output}: the store holds other samples than {table.source}; {PACK_AGAIN}")
+        with _bar(len(table), done, progress) as advance:
+            for record in _records(table.samples[done:], short_side, codec, quality, workers):
+                journal.append([record])
+                advance()
+        entries = journal.entries
+    errors = {e["id"]: e["error"] for e in entries if "error" in e}
+    frames = sum(e.get("num_frames", 0) for e in entries)
+    return PackReport(len(entries), frames, sum(e["size"] for e in entries), errors)
+
+
+class _Records:
+    """The records of samples, as a data set that loader processes can share."""
+
+    def __init__(self, samples: tuple[Sample, ...], short_side: int | None, codec: Codec, quality: int) -> None:
+        self.samples, self.videos, self.codec, self.quality = samples, Videos(short_side), codec, quality
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, row: int) -> tuple[bytes, Entry]:
+        sample = self.samples[row]
+        known: Entry = {"id": sample.id, "bytes": file_size(sample.path)}
+        try:
+            extent = self.videos.extent(sample)
+            try:
+                return self._record(sample, extent, known)
+            except ValueError:
+                if (readable := self.videos.extent(sample)) == extent:  # nothing new was learned by decoding
+                    raise
+                return self._record(sample, readable, known)
+        except (ValueError, OSError) as error:
+            return b"", {**known, "error": " ".join(str(error).split())}
+
+    def _record(self, sample: Sample, extent: Extent, known: Entry) -> tuple[bytes, Entry]:
+        size: list[int] = []
+
+        def frames() -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+            for first in range(0, extent.num_frames, CHUNK):
+                chunk = self.videos.read(sample, np.arange(first, min(first + CHUNK, extent.num_frames)))
+                size[:] = chunk.shape[1:3]
+                yield from chunk
+
+        data = encode_frames(frames(), self.codec, self.quality)
+        entry = {"num_frames": extent.num_frames, "fps": extent.fps, "keyframes": list(extent.keyframes)}
+        return data, {**known, **entry, "fault": extent.fault, "height": size[0], "width": size[1]}
+
+
+def _records(
+    samples: tuple[Sample, ...], short_side: int | None, codec: Codec, quality: int, workers: int
+) -> Iterator[tuple[bytes, Entry]]:
+    from torch.utils.data import DataLoader
+
+    # A loader's processes keep the order, run only a little ahead, and end when this process is killed.
+    records: Any = _Records(samples, short_side, codec, quality)
+    yield from DataLoader(records, batch_size=None, num_workers=workers, collate_fn=_unchanged)
+
+
+def _unchanged(record: Any) -> Any:
+    return record
+
+
+@contextmanager
+def _bar(total: int, done: int, shown: bool) -> Iterator[Any]:
+    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not shown, transient=True) as bar:
+        task = bar.add_task("packing", total=total, completed=done)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,145 @@
+"""Which frames a view sees; every expected list is worked out by hand."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+
+from stillmotion.data.sampling import frame_indices
+from stillmotion.view import NO_DRAW, Augment, Draw, Moment, View
+
+
+def indices(
+    view: View, n: int, fps: float | None = None, draw: Draw = NO_DRAW, keys: tuple[int, ...] = ()
+) -> list[list[int]]:
+    result = frame_indices(view, n, fps, draw, keyframes=keys)
+    assert result.shape == (view.num_moments, view.num_frames)
+    assert result.dtype == "int64"
+    return result.tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("moment", "n", "expected"),
+    [
+        ("centre", 1, 0),
+        ("centre", 2, 1),
+        ("centre", 9, 4),
+        ("centre", 10, 5),
+        ("first", 10, 0),
+        ("last", 10, 9),
+        ("uniform", 9, 4),
+        ("random", 10, 5),
+    ],
+)
+def test_one_moment(moment: Moment, n: int, expected: int) -> None:
+    assert indices(View(moment=moment), n) == [[expected]]
+
+
+def test_uniform_takes_the_middles_of_equal_parts() -> None:
+    # n = 10, N = 4: parts of 2.5 frames, middles 1.25, 3.75, 6.25, 8.75.
+    view = View(moment="uniform", num_moments=4)
+    assert indices(view, 10) == [[1], [3], [6], [8]]
+    assert indices(view, 2) == [[0], [0], [1], [1]]
+
+
+def test_random_lies_in_its_part() -> None:
+    assert indices(View(moment="random"), 10, draw=Draw(time=0.0)) == [[0]]
+    assert indices(View(moment="random"), 10, draw=Draw(time=0.37)) == [[3]]
+    assert indices(View(moment="random"), 10, draw=Draw(time=1.0 - 2.0**-53)) == [[9]]
+    # (k + 0.9) * 10 / 4 = 2.25, 4.75, 7.25, 9.75
+    view = View(moment="random", num_moments=4)
+    assert indices(view, 10, draw=Draw(time=0.9)) == [[2], [4], [7], [9]]
+    assert indices(view, 10) == indices(replace(view, moment="uniform"), 10)
+
+
+def test_keyframe_is_the_nearest_one_inside() -> None:
+    view = View(moment="keyframe")
+    assert indices(view, 10, keys=(0, 3, 9)) == [[3]]
+    assert indices(view, 10, keys=(3, 7)) == [[3]]  # both two frames from the anchor 5: the earlier
+    assert indices(view, 10, keys=(-4, 9, 12)) == [[9]]
+    assert indices(view, 10, keys=(-4, 12)) == [[5]]
+    assert indices(view, 10) == [[5]]
+
+
+def test_clip_lies_after_around_or_before_its_moment() -> None:
+    view = View(num_frames=4)
+    assert indices(view, 20) == [[10, 11, 12, 13]]
+    assert indices(replace(view, clip="middle"), 20) == [[8, 9, 10, 11]]
+    assert indices(replace(view, clip="end"), 20) == [[7, 8, 9, 10]]
+    assert indices(replace(view, stride=3), 20) == [[10, 13, 16, 19]]
+    assert indices(replace(view, stride=0), 20) == [[10] * 4]
+
+
+@pytest.mark.parametrize("moment", ["centre", "first", "random", "uniform", "keyframe"])
+def test_student_frame_is_the_first_of_the_teacher_clip(moment: Moment) -> None:
+    draw = Draw.of(0, "a", 3, Augment())
+    frame, clip = View(moment=moment, num_moments=3), View(moment=moment, num_moments=3, num_frames=16)
+    shown = indices(frame, 200, 25.0, draw, keys=(0, 90))
+    assert [row[:1] for row in indices(clip, 200, 25.0, draw, keys=(0, 90))] == shown
+    assert [row[:1] for row in indices(replace(clip, stride=2), 200, 25.0, draw, keys=(0, 90))] == shown
+
+
+def test_repeat_beyond_the_ends() -> None:
+    view = View(num_frames=6)
+    assert indices(view, 6) == [[3, 4, 5, 5, 5, 5]]
+    assert indices(replace(view, clip="end"), 6) == [[0, 0, 0, 1, 2, 3]]
+    assert indices(view, 1) == [[0] * 6]
+
+
+def test_shift_moves_the_clip_inside() -> None:
+    view = View(num_frames=6, end="shift")
+    assert indices(view, 8) == [[2, 3, 4, 5, 6, 7]]
+    assert indices(replace(view, clip="end"), 8) == [[0, 1, 2, 3, 4, 5]]
+    assert indices(view, 20) == [[10, 11, 12, 13, 14, 15]]
+    assert indices(view, 4) == [[0, 1, 2, 3, 3, 3]]  # longer than the video: all of it, then its last frame
+    assert indices(replace(view, stride=2), 12) == [[1, 3, 5, 7, 9, 11]]
+
+
+@pytest.mark.parametrize(
+    ("n", "start"),
+    [
+        (33, 16),  # 16 + 16 < 33: as shown
+        (32, 15),  # 16 + 16 >= 32: 32 - 17, though frames 16..31 would fit
+        (31, 14),  # 15 + 16 >= 31: 31 - 17
+        (18, 1),
+        (17, 0),
+        (100, 50),
+    ],
+)
+def test_official_hallucinet_clip(n: int, start: int) -> None:
+    view = View(num_frames=16, end="hallucinet")
+    assert indices(view, n) == [list(range(start, start + 16))]
+    assert indices(View(), n) == [[n // 2]]  # the student's frame stays
+
+
+def test_official_hallucinet_clip_of_a_short_video() -> None:
+    # Start 10 - 17 is before the video: all ten frames, then the last one.
+    assert indices(View(num_frames=16, end="hallucinet"), 10) == [[*range(10), 9, 9, 9, 9, 9, 9]]
+    assert indices(View(num_frames=16, end="hallucinet", stride=0), 10) == [[5] * 16]
+
+
+def test_rate_of_its_own() -> None:
+    view = View(num_frames=5, fps=10.0, moment="first")
+    # 25 fps: steps of 2.5 frames: 0, 2.5, 5, 7.5, 10; halves go up.
+    assert indices(view, 100, 25.0) == [[0, 3, 5, 8, 10]]
+    # 5 fps: every frame twice: 0, 0.5, 1, 1.5, 2.
+    assert indices(view, 100, 5.0) == [[0, 1, 1, 2, 2]]
+    assert indices(replace(view, stride=2), 100, 25.0) == [[0, 5, 10, 15, 20]]
+    assert indices(replace(view, moment="centre", clip="middle"), 100, 25.0) == [[45, 48, 50, 53, 55]]
+    ntsc = float(Fraction(30000, 1001))
+    assert indices(replace(view, fps=ntsc), 100, ntsc) == [[0, 1, 2, 3, 4]]
+    # 29.97 -> 25: 1.1988 frames a step: 0, 1.20, 2.40, 3.60, 4.80.
+    assert indices(replace(view, fps=25.0), 100, ntsc) == [[0, 1, 2, 4, 5]]
+
+
+def test_rate_needs_the_rate_of_the_video() -> None:
+    with pytest.raises(ValueError, match="no frame rate, and a view asks for 10 frames a second"):
+        indices(View(num_frames=4, fps=10.0), 100)
+    assert indices(View(fps=10.0), 100) == [[50]]  # one frame needs none
+
+
+def test_data_modules_of_the_runtime_import_no_torch() -> None:
+    code = "import sys, stillmotion.data.source, stillmotion.data.store; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
