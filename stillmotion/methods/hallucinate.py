@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillmotion.methods.base import Method
-from stillmotion.models.encoder import Batch, Encoder
+from stillmotion.models.encoder import Batch, Encoder, StoredFeatures
 from stillmotion.models.student import Fusion, HallucinatingStudent, Tap
 from stillmotion.tasks import Task
 from stillmotion.view import View
@@ -111,13 +111,15 @@ def feature_dim(teacher: Encoder, target: str) -> int:
         return teacher.embedding_dim
     if target == "logits" and teacher.num_classes:
         return teacher.num_classes
-    views = {f"teacher/{name}": view for name, view in teacher.views.items()}
-    if target not in teacher.taps or any(view.kind == "feature" for view in views.values()):
+    if isinstance(teacher, StoredFeatures) and target in teacher.taps:
+        return teacher.tap_dims[target]
+    if target not in teacher.taps:
         have = ", ".join(["embedding", *(["logits"] if teacher.num_classes else []), *teacher.taps])
         raise ValueError(
-            f"target={target!r}: the teacher gives {have}; name one of these, or let a live teacher give a further "
+            f"target={target!r}: the teacher gives {have}; name one of these, or let the teacher give a further "
             "layer with teacher.options.taps=[LAYER]"
         )
+    views = {f"teacher/{name}": view for name, view in teacher.views.items()}
     device = next(teacher.parameters()).device
     batch = {n: torch.zeros(1, 1, v.num_frames, 3, *v.size, dtype=torch.uint8, device=device) for n, v in views.items()}
     was_training = teacher.training
@@ -190,7 +192,7 @@ class Hallucinate(Method):
                 f"the student hallucinates {student.hallucinated_dim} values, the teacher's {self.target} has {width}; "
                 "leave hallucinated_dim out to take the teacher's"
             )
-        if self.control == "single_frame" and any(v.kind == "feature" for v in teacher.views.values()):
+        if self.control == "single_frame" and isinstance(teacher, StoredFeatures):
             raise ValueError(
                 "control='single_frame' needs a live teacher; for stored features, extract them with "
                 "teacher.view.stride=0 and leave control out"

@@ -1,0 +1,209 @@
+"""`stillmotion extract`: what a teacher makes of the videos of a table, stored so that trainings need not run it.
+
+Rows are stored by sample and draw; `features.py` says what they are valid for.
+"""
+
+import csv
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from stillmotion.config import DataConfig, ModelConfig
+from stillmotion.data.dataset import Item, VideoDataset, collate
+from stillmotion.data.store import FeatureStore
+from stillmotion.data.table import Table, read_table
+from stillmotion.features import feature_fields, is_still, make_key, note_sizes
+from stillmotion.methods.hallucinate import feature_of
+from stillmotion.models.encoder import Encoder
+from stillmotion.models.factory import load_model
+from stillmotion.tasks import Classification
+from stillmotion.view import View
+
+BROKEN = "broken.csv"
+NO_DRAW_NUMBER = -1
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What `extract` did.
+
+    Args:
+        folder: The store.
+        rows: Rows that it holds.
+        added: Rows of this call.
+        unreadable: Reason by sample; also in `broken.csv` of the folder.
+        seconds: Time of this call.
+    """
+
+    folder: Path
+    rows: int
+    added: int
+    unreadable: dict[str, str]
+    seconds: float
+
+    def summary(self) -> str:
+        """One line."""
+        text = f"{self.folder}: {self.rows} rows, {self.added} of them new, in {self.seconds:.1f} s"
+        if self.unreadable:
+            text += f"; {len(self.unreadable)} unreadable, listed in {self.folder / BROKEN}"
+        return text
+
+
+def extract(
+    table: str | Path | Table,
+    teacher: ModelConfig | Encoder,
+    output: str | Path,
+    *,
+    data: DataConfig,
+    seed: int = 0,
+    batch_size: int = 8,
+    device: str = "auto",
+    root: str | Path | None = None,
+) -> Extraction:
+    """Stores a teacher's embedding, logits and taps for every draw that a training with the same settings shows.
+
+    Training samples get the rows of draw 0 to `data.num_draws` - 1; these and the samples of the other splits get one
+    in which nothing is random, for evaluation. The same call goes on where it was stopped, and the store is then byte
+    for byte that of an undisturbed call. A sample that cannot be read is listed and left out.
+
+    Args:
+        table: CSV or Parquet file, folder of class folders, or a table already read.
+        teacher: By name or run folder, or ready. A classifier that is not trained for these classes is left out.
+        output: Folder of the store.
+        data: As the training will have it: splits, `num_draws`, augmentation, frame size, workers.
+        seed: Seed of the training; decides the draws (and the weights of a random teacher).
+        batch_size: Videos at once.
+        device: `cpu`, `cuda`, ...; `auto` takes an accelerator if there is one.
+        root: Folder that the table's relative paths start from.
+
+    Raises:
+        ValueError: A setting or the table is wrong, or the folder holds features that come from something else.
+    """
+    start = time.monotonic()
+    rows = table if isinstance(table, Table) else read_table(table, root=root)
+    if data.num_draws is None:
+        raise ValueError("data.num_draws is not set: stored features hold a fixed number of draws; give it here and to "
+                         "the training (1 if nothing is random)")  # fmt: skip
+    splits = [split for split in (data.train, data.val, data.test) if split is not None]
+    for split in splits:
+        rows.select(split)  # says which splits there are
+    used = rows.select(lambda sample: sample.split in splits)
+    if isinstance(teacher, ModelConfig):
+        task = Classification.of(rows.select(data.train), data.target)
+        torch.manual_seed(seed + 1)  # as `train` seeds its teacher
+        teacher = load_model(teacher, num_classes=task.num_outputs)
+    if any(view.kind == "feature" for view in teacher.views.values()):
+        raise ValueError("the teacher is itself a store of features; name the network")
+    folder, key = Path(output), make_key(teacher, data, seed)
+    with FeatureStore.create(folder, key, feature_fields(teacher)) as store:
+        note_sizes(folder, used)
+        before = len(store)
+        _fill(store, teacher, used, data, seed, batch_size, device)
+        _write_broken(folder, used, store.errors)
+        return Extraction(folder, len(store), len(store) - before, dict(store.errors), time.monotonic() - start)
+
+
+class _Draws(Dataset[Item]):
+    """Items by (draw number, row); number -1 is the draw without anything random."""
+
+    def __init__(self, table: Table, views: dict[str, View], data: DataConfig, seed: int) -> None:
+        options: dict[str, Any] = {
+            "seed": seed,
+            "augment": data.augment,
+            "short_side": data.short_side,
+            "packed": data.packed,
+        }
+        self.still = VideoDataset(table, None, views, **options)
+        self.drawn = VideoDataset(table, None, views, random=True, **options)
+
+    def __getitem__(self, pair: tuple[int, int]) -> Item:
+        number, row = pair
+        return self.still[row] if number == NO_DRAW_NUMBER else self.drawn[number, row]
+
+
+Chunk = list[tuple[int, int]]
+"""Draw number and row of the samples of a batch; one number for all."""
+
+
+def _chunks(store: FeatureStore, table: Table, numbers: dict[int, list[int]], size: int) -> Iterator[Chunk]:
+    """Batches with something to do, of the rows of the table that each draw number needs.
+
+    Their bounds do not depend on what is done, so that a resumed call computes every row in the same company, and so
+    to the same bits, as an undisturbed one.
+    """
+    for number, rows in numbers.items():
+        for first in range(0, len(rows), size):
+            part = rows[first : first + size]
+            if store.missing((table[row].id for row in part), [number]):
+                yield [(number, row) for row in part]
+
+
+def _fill(
+    store: FeatureStore, teacher: Encoder, table: Table, data: DataConfig, seed: int, batch_size: int, device: str
+) -> None:
+    """Computes and adds what is missing."""
+    training = [row for row, sample in enumerate(table) if sample.split == data.train]
+    plain, drawn = {NO_DRAW_NUMBER: list(range(len(table)))}, {n: training for n in range(data.num_draws or 0)}
+    still = is_still(teacher.views, data.augment)
+    chunks = list(_chunks(store, table, plain if still else plain | drawn, batch_size))
+    views = {f"teacher/{name}": view for name, view in teacher.views.items()}
+    items = _Draws(table, views, data, seed)
+    loader = DataLoader(items, batch_sampler=chunks, num_workers=data.workers, collate_fn=collate)
+    if device == "auto":
+        device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    teacher.to(device).eval()
+    with _progress() as bar:
+        task = bar.add_task("extracting", total=sum(map(len, chunks)))
+        for chunk, batch in zip(chunks, loader, strict=True):
+            _add(store, table, chunk[0][0], batch, _outputs(teacher, batch, device, tuple(store.fields)))
+            bar.advance(task, len(chunk))
+    if still:
+        for chunk in _chunks(store, table, drawn, batch_size):
+            _repeat(store, table, chunk)
+
+
+def _add(store: FeatureStore, table: Table, number: int, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
+    """Adds the missing rows of a batch, and what could not be read."""
+    errors = [(table[row].id, reason) for row, reason in batch["errors"]]
+    if errors := [(name, reason) for name, reason in errors if name not in store.errors]:
+        store.add_errors(errors)
+    samples = [(k, table[row].id) for k, row in enumerate(batch["index"].tolist())]
+    store.add((s, number, {f: v[k] for f, v in outputs.items()}) for k, s in samples if not store.has(s, number))
+
+
+def _repeat(store: FeatureStore, table: Table, chunk: Chunk) -> None:
+    """Rows of a draw that looks like the one without anything random."""
+    missing = store.missing((table[row].id for _, row in chunk), [chunk[0][0]])
+    store.add((s, number, {f: store.get(s, NO_DRAW_NUMBER, f) for f in store.fields}) for s, number in missing)
+
+
+@torch.inference_mode()
+def _outputs(teacher: Encoder, batch: dict[str, Any], device: str, fields: Sequence[str]) -> dict[str, Any]:
+    """Stored fields (B, N, D) of a batch; none of a batch without a readable sample."""
+    if not len(batch["index"]):
+        return {}
+    outputs = teacher.from_batch({k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}, "teacher")
+    return {name: feature_of(outputs, name).float().cpu().numpy() for name in fields}
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _write_broken(folder: Path, table: Table, errors: dict[str, str]) -> None:
+    if not errors:
+        return
+    with (folder / BROKEN).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["line", "path", "reason"])
+        writer.writerows([s.line, s.name, errors[s.id]] for s in table if s.id in errors)
