@@ -1,0 +1,216 @@
+"""What happens around the steps: checkpoints, logs, early stop, Ctrl-C, the progress bar."""
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, cast
+
+import lightning as L
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from stillmotion.config import OptimConfig, TrainerConfig
+from stillmotion.engine import LOG_EVERY, Engine
+from stillmotion.results import write_atomic
+from stillmotion.run import Run, csv_text
+
+BEST = "best.safetensors"
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes."""
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
+
+
+class Stopped(Exception):
+    """Ctrl-C, after the checkpoint was written. Not a KeyboardInterrupt, on which Lightning ends the process."""
+
+
+class StopSignal:
+    """While active, a first Ctrl-C asks for a stop at the end of the step, a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "StopSignal":
+        self._own = threading.current_thread() is threading.main_thread()
+        if self._own:
+            self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._own:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            raise Stopped
+        self.requested = True
+
+
+class RunWriter(Checkpoint):
+    """Writes `last.ckpt`, `metrics.csv`, TensorBoard events and the best weights; stops early, and on Ctrl-C.
+
+    A checkpoint replaces the one before in one rename, so that a kill leaves one of the two.
+
+    Args:
+        run: The folder.
+        every: Steps between two checkpoints; there is one at the end of every epoch too.
+        early_stop: Epochs without a better validation metric after which the training ends (None: never).
+        keep_best: Whether the weights of the best epoch are kept.
+        stop: Whether the user wants to stop.
+    """
+
+    def __init__(self, run: Run, *, every: int, early_stop: int | None, keep_best: bool, stop: StopSignal) -> None:
+        self.run, self.every, self.early_stop, self.keep_best, self.stop = run, every, early_stop, keep_best, stop
+        self._step = -1
+        self._events: SummaryWriter | None = None
+
+    def on_train_batch_end(self, trainer: L.Trainer, engine: L.LightningModule, *_: Any) -> None:
+        assert isinstance(engine, Engine)
+        if engine.step == self._step:  # a part of an accumulated batch
+            return
+        self._step = engine.step
+        if engine.step % LOG_EVERY == 0:
+            engine.check_finite()
+            self._log({f"train/{k}": float(v) for k, v in engine.last.items()}, engine.step)
+        if trainer.is_last_batch:  # the epoch's end saves
+            return
+        stop = self._stop_requested(trainer, engine.step)
+        if stop or engine.step % self.every == 0:
+            self._save(trainer, engine)
+        if stop:
+            raise Stopped
+
+    def on_train_epoch_end(self, trainer: L.Trainer, engine: L.LightningModule) -> None:
+        # Lightning calls checkpoint callbacks after the module's own `on_train_epoch_end`.
+        assert isinstance(engine, Engine)
+        if trainer.is_global_zero:
+            row = {k: v for k, v in engine.history[-1].items() if k not in ("epoch", "step")}
+            tags = {k: f"val/{k[4:]}" if k.startswith("val_") else f"epoch/{k}" for k in row}
+            self._log({tags[k]: v for k, v in row.items()}, engine.step)
+            names = list(dict.fromkeys(name for r in engine.history for name in r))
+            rows = [[r.get(name, "") for name in names] for r in engine.history]
+            write_atomic(self.run.path / "metrics.csv", csv_text(names, rows))
+            if self.keep_best and engine.bad_epochs == 0:
+                save_weights(engine, self.run)
+        self._save(trainer, engine)
+        if self.early_stop and engine.bad_epochs >= self.early_stop:
+            trainer.should_stop = True
+        if self._stop_requested(trainer, 0) and not trainer.should_stop and engine.epoch < engine.config.epochs:
+            raise Stopped
+
+    def _stop_requested(self, trainer: L.Trainer, step: int) -> bool:
+        if trainer.world_size == 1:
+            return self.stop.requested
+        # All processes must stop at the same step; asking at every step would cost time.
+        return step % LOG_EVERY == 0 and trainer.strategy.reduce_boolean_decision(self.stop.requested, all=False)
+
+    def _log(self, values: Mapping[str, float], step: int) -> None:
+        if not is_first_process():
+            return
+        if self._events is None:
+            self._events = SummaryWriter(str(self.run.path / "events"))
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def teardown(self, trainer: L.Trainer, engine: L.LightningModule, stage: str) -> None:
+        if self._events is not None:
+            self._events.close()
+
+    def _save(self, trainer: L.Trainer, engine: Engine) -> None:
+        engine.check_finite()
+        part = self.run.path / ".last.ckpt.part"
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            os.replace(part, self.run.checkpoint)
+
+
+def save_weights(engine: Engine, run: Run) -> None:
+    """Writes the student's weights of the best epoch so far."""
+    from safetensors.torch import save
+
+    tensors = {k: v.detach().cpu().contiguous() for k, v in engine.method.student.state_dict().items()}
+    write_atomic(run.path / BEST, save(tensors))
+
+
+class ProgressBar(Callback):
+    """One bar over the whole training; silent where there is no terminal."""
+
+    def __init__(self, engine: Engine) -> None:
+        total = engine.config.epochs * engine.loaders.steps_per_epoch
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, TextColumn("{task.fields[news]}"), console=console, transient=True,
+                             disable=not console.is_terminal)  # fmt: skip
+        self._task = self._bar.add_task("training", total=total, news="")
+
+    def on_train_start(self, trainer: L.Trainer, engine: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._bar.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, engine: L.LightningModule, *_: Any) -> None:
+        assert isinstance(engine, Engine)
+        if self._bar.disable:
+            return
+        self._bar.update(
+            self._task,
+            completed=engine.step,
+            description=f"epoch {engine.epoch + 1}/{engine.config.epochs}",
+        )
+        if engine.step % LOG_EVERY == 0:
+            self._bar.update(self._task, news=self._news(engine))
+
+    def on_train_end(self, trainer: L.Trainer, engine: L.LightningModule) -> None:
+        self._bar.stop()
+
+    def on_exception(self, trainer: L.Trainer, engine: L.LightningModule, exception: BaseException) -> None:
+        self._bar.stop()
+
+    def _news(self, engine: Engine) -> str:
+        parts = [f"loss {float(engine.last['loss']):.3g}"] if "loss" in engine.last else []
+        parts += [f"{k} {v:.3f}" for k, v in (engine.history[-1].items() if engine.history else ()) if "top1" in k]
+        return "  ".join(parts)
+
+
+def make_trainer(config: TrainerConfig, optim: OptimConfig, callbacks: list[Any], *, epochs: int) -> L.Trainer:
+    """Lightning's trainer for so many epochs; it writes nothing by itself."""
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        strategy=config.strategy,
+        precision=cast(Any, config.precision),  # Lightning checks it
+        max_epochs=max(0, epochs),
+        accumulate_grad_batches=optim.accumulate,
+        gradient_clip_val=optim.clip_norm,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silences what Lightning says of itself: hardware, tips, advice about loaders; errors pass."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,283 @@
+"""The LightningModule: steps, learning rate, what is summed and saved. Knows no method by name.
+
+A run resumes by its own position (epoch, batches of it, optimiser steps) and not by Lightning's loop counters: batches
+are a function of the epoch, draws of the sample, dropout of the position. So a killed run ends with the weights of an
+uninterrupted one.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillmotion.config import OptimConfig
+from stillmotion.methods.base import Method
+from stillmotion.models.encoder import Batch
+from stillmotion.optim import Schedule, gradient_norms, make_optimiser
+from stillmotion.tasks import UNLABELLED
+
+LOG_EVERY = 10
+KEY = "stillmotion"
+
+
+class TrainBatches(Protocol):
+    """Order of the training batches: a function of the epoch."""
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Chooses the epoch, and how many of its batches are left out because they were seen."""
+
+
+class Loaders(Protocol):
+    """What the engine asks of the data: batches for one of several processes."""
+
+    steps_per_epoch: int
+    train_ids: list[str]
+    val_ids: list[str]
+
+    def train(self, rank: int, world_size: int) -> tuple[TrainBatches, Iterable[Batch]]:
+        """Order and batches of the training samples."""
+
+    def val(self, rank: int, world_size: int) -> Iterable[Batch] | None:
+        """Batches of the validation samples; None without validation."""
+
+
+class Engine(L.LightningModule):
+    """Trains a method.
+
+    Args:
+        method: Networks and losses.
+        config: Optimiser and schedule.
+        loaders: Where batches come from.
+        seed: Of dropout and whatever else a network draws.
+
+    Attributes:
+        epoch, batch, step: Position: epochs done, batches of the next one done, optimiser steps done.
+        history: One row an epoch, as in `metrics.csv`.
+        errors: Reason by id of every sample that could not be read.
+        gradients: See `gradient_norms`; of the first step.
+        last: Losses of the last batch.
+        best, bad_epochs: Best validation metric so far, epochs since.
+    """
+
+    def __init__(self, method: Method, config: OptimConfig, loaders: Loaders, *, seed: int = 0) -> None:
+        super().__init__()
+        self.strict_loading = False  # frozen networks are not in the checkpoint
+        self.method, self.config, self.loaders, self.seed = method, config, loaders, seed
+        self.schedule = Schedule(config, loaders.steps_per_epoch)
+        self.epoch = self.batch = self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.errors: dict[str, str] = {}
+        self.gradients: dict[str, Any] = {}
+        self.best, self.bad_epochs = -math.inf, 0
+        self.last: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._val: list[tuple[Tensor, Tensor]] = []
+        self._val_row: dict[str, float] = {}
+        self._resumed: dict[str, Any] | None = None
+        self._began = time.monotonic()
+
+    # Data
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        self._batches, loader = self.loaders.train(self.global_rank, self.trainer.world_size)
+        self._batches.set_epoch(self.epoch, self.batch)
+        return _Unsized(loader)
+
+    def val_dataloader(self) -> Iterable[Batch]:
+        loader = self.loaders.val(self.global_rank, self.trainer.world_size)
+        return [] if loader is None else _Unsized(loader)
+
+    def on_train_epoch_start(self) -> None:
+        self._began = time.monotonic()
+        if self.batch == 0:
+            self._batches.set_epoch(self.epoch)
+
+    # Steps
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return make_optimiser(self.method, self.config)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(position_seed(self.seed, self.epoch, self.batch, self.global_rank))
+        optimiser = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimiser, torch.optim.Optimizer)
+        for group in optimiser.param_groups:
+            group["lr"] = self.config.lr * self.schedule.factor(self.step) * group["lr_factor"]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        self.batch += 1
+        self._note_errors(batch, self.loaders.train_ids)
+        if len(batch["target"]) < (2 if batch.get("errors") else 1):  # batch norm cannot learn from one sample
+            # Several processes step together, so that one of them cannot leave the step out.
+            return None if self.trainer.world_size == 1 else _zero(self.method)
+        out = self.method(batch)
+        if not self.gradients:
+            self.gradients = gradient_norms(out, self.method.weights(), list(self.method.student.parameters()))
+        self._add(out, batch["target"])
+        loss: Tensor = out["loss"]
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.step += 1
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._note_errors(batch, self.loaders.val_ids)
+        if len(batch["target"]):
+            logits = self.method.student.from_batch(batch, "student")["logits"]
+            self._val.append((logits.float().cpu(), batch["target"].cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        pairs = [pair for part in self.gather(self._val) for pair in part]
+        self._val, self._val_row = [], {}
+        if not pairs:
+            return
+        logits, targets = torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+        metrics = self.method.task.metrics(logits.numpy(), targets.numpy().astype(np.int64))
+        loss = float(self.method.task.loss(logits, targets))
+        self._val_row = {"val_loss": loss, **{f"val_{name}": value for name, value in metrics.items()}}
+
+    def on_train_epoch_end(self) -> None:
+        self.check_finite()
+        row: dict[str, float] = {"epoch": self.epoch, "step": self.step}
+        row["lr"] = self.config.lr * self.schedule.factor(max(0, self.step - 1))
+        row |= means(self.totals()) | self._val_row
+        row["seconds"] = round(time.monotonic() - self._began, 3)
+        self.history.append(row)
+        self.errors = {k: v for part in self.gather(self.errors) for k, v in part.items()}
+        self.schedule.end_epoch(self._val_row.get("val_loss"))
+        self._judge()
+        self.epoch, self.batch, self._sums = self.epoch + 1, 0, {}
+
+    def _judge(self) -> None:
+        """Compares the validation metric (the task's first) with the best so far."""
+        value = next((v for k, v in self._val_row.items() if k != "val_loss"), None)
+        if value is not None and value > self.best:
+            self.best, self.bad_epochs = value, 0
+        elif value is not None:
+            self.bad_epochs += 1
+
+    # Sums
+
+    def _note_errors(self, batch: Batch, ids: Sequence[str]) -> None:
+        self.errors |= {ids[index]: reason for index, reason in batch.get("errors", ())}
+
+    def _add(self, out: Mapping[str, Tensor], targets: Tensor) -> None:
+        known = targets != UNLABELLED
+        size = torch.tensor(float(len(targets)), device=targets.device)
+        self.last = {k: v.detach().float() for k, v in out.items() if k == "loss" or k.endswith("_loss")}
+        right = (out["logits"].detach().argmax(-1) == targets) & known
+        parts = {name: value * size for name, value in self.last.items()}
+        for name, value in {**parts, "samples": size, "right": right.sum(), "labelled": known.sum()}.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def totals(self) -> dict[str, float]:
+        """Sums since the epoch began, over all processes."""
+        result: dict[str, float] = {}
+        for part in self.gather({name: float(value) for name, value in self._sums.items()}):
+            for name, value in part.items():
+                result[name] = result.get(name, 0.0) + value
+        return result
+
+    def check_finite(self) -> None:
+        """Refuses to go on with, or to save, a training that has diverged.
+
+        Raises:
+            ValueError: A loss of this epoch is not a number.
+        """
+        if "loss" in self._sums and not math.isfinite(float(self._sums["loss"])):
+            raise ValueError(
+                f"the loss is no finite number at step {self.step}; lower optim.lr, set optim.clip_norm, or train in "
+                "trainer.precision 32-true"
+            )
+
+    def gather(self, item: Any) -> list[Any]:
+        """The item of every process."""
+        if self.trainer.world_size == 1:
+            return [item]
+        items = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(items, item)
+        return items
+
+    # Checkpoint
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        frozen = tuple(f"method.encoders.{role}." for role in self.method.frozen)
+        states = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in states.items() if not k.startswith(frozen)} if frozen else states
+        checkpoint[KEY] = {
+            "position": [self.epoch, self.batch, self.step],
+            "sums": self.totals(),
+            "schedule": self.schedule.state_dict(),
+            "history": self.history,
+            "errors": self.errors,
+            "gradients": self.gradients,
+            "best": [self.best, self.bad_epochs],
+        }
+
+    def resume(self, checkpoint: dict[str, Any]) -> None:
+        """Continues where a checkpoint was written. Call before `fit`."""
+        own = checkpoint[KEY]
+        missing, unexpected = self.load_state_dict(checkpoint["state_dict"], strict=False)
+        frozen = tuple(f"method.encoders.{role}." for role in self.method.frozen)
+        assert not unexpected, "settings are equal, so networks are"
+        assert all(name.startswith(frozen) for name in missing), "only frozen networks are left out"
+        self.epoch, self.batch, self.step = own["position"]
+        self.schedule.load_state_dict(own["schedule"])
+        self.history, self.errors, self.gradients = own["history"], own["errors"], own["gradients"]
+        self.best, self.bad_epochs = own["best"]
+        self._resumed = checkpoint
+
+    def on_fit_start(self) -> None:
+        self.method.train()
+        if self._resumed is None:
+            return
+        if self.global_rank == 0:  # the sums are of all processes
+            sums = self._resumed[KEY]["sums"]
+            self._sums = {name: torch.tensor(value, device=self.device) for name, value in sums.items()}
+        self.trainer.optimizers[0].load_state_dict(self._resumed["optimizer_states"][0])
+        plugin = self.trainer.precision_plugin
+        if scaler := self._resumed.get(type(plugin).__qualname__):
+            plugin.load_state_dict(scaler)
+        self._resumed = None
+
+
+class _Unsized:
+    """Hides a loader's length from Lightning, which takes it once; a resumed epoch is shorter than those after it."""
+
+    def __init__(self, loader: Iterable[Batch]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+
+def means(totals: Mapping[str, float]) -> dict[str, float]:
+    """Mean losses and `top1` from sums over samples.
+
+    Example:
+        >>> means({"loss": 3.0, "samples": 2.0, "right": 1.0, "labelled": 1.0})
+        {'loss': 1.5, 'top1': 1.0}
+    """
+    counts = ("samples", "right", "labelled")
+    row = {name: value / totals["samples"] for name, value in totals.items() if name not in counts}
+    if totals.get("labelled"):
+        row["top1"] = totals["right"] / totals["labelled"]
+    return row
+
+
+def position_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
+    """Seed of what networks draw in one batch."""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{batch}/{rank}".encode()).digest()
+    return int.from_bytes(digest[:6], "big")
+
+
+def _zero(method: Method) -> Tensor:
+    """A loss that moves nothing and depends on everything."""
+    return torch.stack([p.sum() * 0.0 for p in method.parameters() if p.requires_grad]).sum()

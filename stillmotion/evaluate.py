@@ -1,0 +1,163 @@
+"""`stillmotion evaluate`: how well a network does on a split, at what cost, and how far it is from its teacher."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from stillmotion.config import ModelConfig
+from stillmotion.data.splits import check_labels
+from stillmotion.data.table import Table, read_table
+from stillmotion.measure import Measured, Reading, distance, measure, predict_with
+from stillmotion.models.encoder import Encoder
+from stillmotion.models.factory import load_model
+from stillmotion.models.pretrained import is_run, read_config
+from stillmotion.networks import trained_short_side
+from stillmotion.predictions import write_predictions
+from stillmotion.results import Row, write_results
+from stillmotion.run import Run
+from stillmotion.tasks import Classification, Task, task_from_dict
+
+Protocol = Literal["own", "static", "clip", "video"]
+
+
+def evaluate(
+    model: str | Path | ModelConfig,
+    table: str | Path | Table,
+    *,
+    split: str | None = "test",
+    teacher: str | Path | ModelConfig | None = None,
+    protocol: Protocol = "own",
+    moment: str | None = None,
+    num_moments: int | None = None,
+    size: int | None = None,
+    view: dict[str, Any] | None = None,
+    output: str | Path | None = None,
+    train_split: str = "train",
+    target: str = "label",
+    short_side: int | None = None,
+    packed: str | None = None,
+    workers: int = 1,
+    batch_size: int = 16,
+    device: str = "auto",
+    root: str | Path | None = None,
+) -> list[Row]:
+    """Measures a network on a split of a table.
+
+    Args:
+        model: Run folder, or a network by name.
+        table: CSV or Parquet file, folder of class folders, or a table already read.
+        split: Which samples; None: all.
+        teacher: Another network (its run folder): gets a row too, and the first row tells the distance to it.
+        protocol: What is seen of a video: `own` as in training; `static` one frame; `clip` one clip; `video` several
+            moments in equal parts (`num_moments`, 10), their logits averaged.
+        moment, num_moments, size: Settings of the network's view that differ.
+        view: Further ones.
+        output: Folder for `results.json` (and CSV, Markdown, PNG), `predictions.csv`, `per_class.csv`,
+            `confusion.json` and its picture, `broken.csv`; the teacher's in `teacher/`.
+        train_split: Training samples, whose mean features R2 is measured against; without such a split there is none.
+        target: Column of the class, for a network that knows no classes yet.
+        short_side: As in `DataConfig`; None: as in the run's training.
+        packed: Frame store to read from.
+        workers, batch_size, device: Where and how it runs; `auto` takes an accelerator if there is one.
+        root: Folder that the table's relative paths start from.
+
+    Returns:
+        A row for the model, one for the teacher. Unreadable samples are counted in the metric `unreadable`.
+
+    Raises:
+        ValueError: No such run, split or setting; a label that the network does not know; nothing can be read.
+    """
+    rows = table if isinstance(table, Table) else read_table(table, root=root)
+    used = rows.select(split) if split is not None else rows
+    seen = view_settings(protocol, moment, num_moments, size, view)
+    encoder, task, name = open_model(model, rows, target, seen)
+    check_labels(used, task.class_names, task.target)
+    side = short_side if short_side is not None else trained_short_side(name)
+    reading = Reading(
+        batch_size=batch_size, workers=workers, device=pick_device(device), short_side=side, packed=packed
+    )
+    found = [measure(Path(name).name, encoder, used, task, reading)]
+    if teacher is not None:
+        other, other_task, other_name = open_model(teacher, rows, target, {})
+        if other_task.class_names != task.class_names:
+            raise ValueError(f"{other_name}: its classes are not those of {name}, so the two cannot be compared")
+        found.append(measure(Path(other_name).name, other, used, task, reading))
+        train = rows.select(train_split) if train_split in rows.splits else None
+        reference = predict_with(other, train, task, reading) if train is not None else None
+        found[0].metrics.update(distance(found[0].predictions, found[1].predictions, reference, task))
+    if output is not None:
+        _write(Path(output), found, task, used)
+    return [m.row() for m in found]
+
+
+def open_model(
+    model: str | Path | ModelConfig, table: Table, target: str, view: dict[str, Any]
+) -> tuple[Encoder, Task, str]:
+    """A network, its task and its name.
+
+    Args:
+        model: Run folder, or a network by name, whose classes are then those of the table.
+        table: The whole table.
+        target: Column of the class.
+        view: Settings of the view that differ.
+
+    Raises:
+        ValueError: There is no such network.
+    """
+    config = model if isinstance(model, ModelConfig) else ModelConfig(name=str(model))
+    if is_run(config.name):
+        task = task_from_dict(read_config(Path(config.name))["task"])
+    else:
+        task = Classification.of(table, target)
+    encoder = load_model(replace(config, view={**config.view, **view}), num_classes=task.num_outputs)
+    return encoder.eval(), task, config.name
+
+
+def view_settings(
+    protocol: Protocol, moment: str | None, num_moments: int | None, size: int | None, view: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Settings of a view that a protocol and its exceptions ask for.
+
+    Raises:
+        ValueError: There is no such protocol.
+
+    Example:
+        >>> view_settings("video", None, 25, None, None)
+        {'moment': 'uniform', 'num_moments': 25}
+    """
+    settings: dict[str, dict[str, Any]] = {
+        "own": {},
+        "static": {"num_frames": 1, "num_moments": 1},
+        "clip": {"num_moments": 1},
+        "video": {"moment": "uniform", "num_moments": 10},
+    }
+    if protocol not in settings:
+        raise ValueError(f"protocol={protocol!r}: choose one of {', '.join(settings)}")
+    given = {"moment": moment, "num_moments": num_moments, "size": size}
+    return {**settings[protocol], **{k: v for k, v in given.items() if v is not None}, **(view or {})}
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of this name; `auto` is an accelerator, or the CPU.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    if device == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        torch.zeros(1, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={device}: not here ({str(error).splitlines()[0]}); use auto or cpu") from None
+
+
+def _write(folder: Path, found: Sequence[Measured], task: Task, table: Table) -> None:
+    for place, measured in zip((folder, folder / "teacher"), found, strict=False):
+        place.mkdir(parents=True, exist_ok=True)
+        write_predictions(place, measured.predictions, task)
+        Run(place).write_broken(table, measured.predictions.errors)
+    write_results(folder, [m.row() for m in found])

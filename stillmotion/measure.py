@@ -1,0 +1,202 @@
+"""What is measured of a network: metrics and cost on a table, the distance to a teacher."""
+
+import time
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stillmotion.data.dataset import VideoDataset, collate
+from stillmotion.data.loader import EpochBatches, make_loader
+from stillmotion.data.sampling import frame_indices
+from stillmotion.data.table import Table
+from stillmotion.methods.base import Method
+from stillmotion.metrics import feature_means, hallucination_r2
+from stillmotion.models.cost import count_cost
+from stillmotion.models.encoder import Encoder
+from stillmotion.predictions import Predictions, collect, predict_table
+from stillmotion.results import Row, make_row
+from stillmotion.tasks import Task
+from stillmotion.view import NO_DRAW, View
+
+Array = NDArray[np.float32]
+TIMED = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How samples are read and where networks run."""
+
+    batch_size: int = 16
+    workers: int = 0
+    device: torch.device | str = "cpu"
+    short_side: int | None = None
+    packed: str | None = None
+
+    def loader(self, table: Table, task: Task, views: dict[str, View]) -> Any:
+        """Batches of a table with nothing random."""
+        dataset = VideoDataset(table, task, views, short_side=self.short_side, packed=self.packed)
+        batches = EpochBatches(len(table), self.batch_size, shuffle=False)
+        return make_loader(dataset, batches, workers=self.workers)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A network on some samples."""
+
+    name: str
+    predictions: Predictions
+    metrics: dict[str, float]
+    cost: dict[str, float | None]
+
+    def row(self) -> Row:
+        """As `results.json` has it; unreadable samples are a metric where there are any."""
+        broken = {"unreadable": float(len(self.predictions.errors))} if self.predictions.errors else {}
+        return make_row(self.name, {k: [v] for k, v in {**self.metrics, **broken}.items()}, self.cost)
+
+
+def measure(name: str, encoder: Encoder, table: Table, task: Task, reading: Reading) -> Measured:
+    """Cost, predictions and metrics of a network.
+
+    Raises:
+        ValueError: No sample can be read.
+    """
+    cost = measure_cost(encoder, table, reading)
+    predictions = predict_with(encoder, table, task, reading)
+    return Measured(name, predictions, task.metrics(predictions.logits, predictions.targets), cost)
+
+
+def predict_with(encoder: Encoder, table: Table, task: Task, reading: Reading) -> Predictions:
+    """Predictions with everything that a comparison with a teacher needs."""
+    outputs = ("embedding", "moment_logits", "hallucinated")
+    return predict_table(encoder, table, task, outputs=outputs, **asdict(reading))
+
+
+def measure_cost(encoder: Encoder, table: Table, reading: Reading) -> dict[str, float | None]:
+    """Parameters, GMACs, milliseconds and frames of one video.
+
+    Args:
+        encoder: The network.
+        table: Some of its samples are timed one by one, from the file to the prediction; the median counts.
+        reading: Where it runs.
+
+    Returns:
+        `params`, `gmacs`, `ms_per_video`, `frames` (that are looked at; None, like the time, if none can be read).
+    """
+    moments = max(view.num_moments for view in encoder.views.values())
+    counted = count_cost(encoder)
+    cost: dict[str, float | None] = {"params": counted.params, "gmacs": counted.gmacs * moments}
+    dataset = VideoDataset(table, None, {f"student/{n}": v for n, v in encoder.views.items()},
+                           short_side=reading.short_side, packed=reading.packed)  # fmt: skip
+    encoder.to(reading.device).eval()
+    times, frames = [], []
+    rows = np.unique(np.linspace(0, len(table) - 1, TIMED + 1).astype(int)).tolist()
+    for row in [rows[0], *(rows[1:] or rows)]:  # the first only warms up
+        start = time.perf_counter()
+        batch = collate([dataset[row]])
+        if len(batch["index"]):
+            _run(encoder, batch, reading.device)
+            times.append(1000.0 * (time.perf_counter() - start))
+            frames.append(_count_frames(dataset, row, encoder))
+    warm = times[1:] or times
+    return {**cost, "ms_per_video": median(warm) if warm else None, "frames": median(frames) if frames else None}
+
+
+@torch.inference_mode()
+def _run(encoder: Encoder, batch: dict[str, Any], device: torch.device | str) -> None:
+    moved = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
+    encoder.from_batch(moved, "student")["logits"].cpu()  # waits for the device
+
+
+def _count_frames(dataset: VideoDataset, row: int, encoder: Encoder) -> int:
+    extent = dataset.source.extent(dataset.table[row])
+    n, fps, keys = extent.num_frames, extent.fps, extent.keyframes
+    seen = [frame_indices(v, n, fps, NO_DRAW, keyframes=keys).ravel() for v in encoder.views.values()]
+    return len(np.unique(np.concatenate(seen)))
+
+
+def distance(student: Predictions, teacher: Predictions, reference: Predictions | None, task: Task) -> dict[str, float]:
+    """How far a student is from its teacher on the samples that both could read.
+
+    Args:
+        student, teacher: On the same table.
+        reference: The teacher on the training samples, for R2.
+        task: Of both.
+
+    Returns:
+        `agreement`, share of equal predictions; where the student has a guess of the same width as the teacher's
+        feature, `feature_mse`, the mean squared distance of the two squashed by a sigmoid; and where it hallucinates,
+        `hallucinated_r2` and `hallucinated_r2_within_class`.
+    """
+    places = {name: i for i, name in enumerate(teacher.ids)}
+    mine = [i for i, name in enumerate(student.ids) if name in places]
+    theirs = [places[student.ids[i]] for i in mine]
+    same = student.logits[mine].argmax(1) == teacher.logits[theirs].argmax(1)
+    result = {"agreement": float(same.mean())} if mine else {}
+    guess = student.outputs.get("hallucinated", student.outputs.get("embedding"))
+    field = _matching(teacher, guess)
+    if guess is None or field is None or not mine:
+        return result
+    guess, target = guess[mine], teacher.outputs[field][theirs]
+    result["feature_mse"] = float(np.mean((_sigmoid(guess) - _sigmoid(target)) ** 2))
+    if "hallucinated" in student.outputs and reference is not None:
+        result |= explained(guess, target, student.targets[mine], reference.outputs[field], reference.targets, task)
+    return result
+
+
+def _matching(teacher: Predictions, guess: Array | None) -> str | None:
+    """Name of the teacher's output that has the shape of the guess."""
+    if guess is None:
+        return None
+    fields = ("embedding", "moment_logits")
+    return next((f for f in fields if f in teacher.outputs and teacher.outputs[f].shape[1:] == guess.shape[1:]), None)
+
+
+def _sigmoid(x: Array) -> Array:
+    return np.asarray(1.0 / (1.0 + np.exp(-x)), np.float32)
+
+
+def explained(
+    guess: Array, target: Array, labels: NDArray[np.int64], train: Array, train_labels: NDArray[np.int64], task: Task
+) -> dict[str, float]:
+    """R2 of hallucinated features, see `hallucination_r2`; every moment of a sample counts.
+
+    Args:
+        guess, target: (S, N, D), of the student and of the teacher.
+        labels: (S,).
+        train: Of the teacher on training samples, (S', N', D).
+        train_labels: (S',).
+        task: Tells the number of classes.
+    """
+    flat = [x.reshape(-1, x.shape[-1]) for x in (guess, target, train)]
+    mean, class_means = feature_means(flat[2], np.repeat(train_labels, train.shape[1]), task.num_outputs)
+    labels = np.repeat(labels, guess.shape[1])
+    return hallucination_r2(flat[0], flat[1], mean=mean, class_means=class_means, labels=labels)
+
+
+def learned(method: Method, train: Table, test: Table, task: Task, reading: Reading) -> dict[str, float]:
+    """How much of its teacher's feature a method's student has learned, told on the test split.
+
+    Args:
+        method: One whose result has `hallucinated` and `hallucination_target`; others give nothing.
+        train: Samples whose mean features are the reference.
+        test: Samples that count.
+        task: Its classes.
+        reading: How samples are read.
+
+    Raises:
+        ValueError: The teacher's features are stored, and not for these samples.
+    """
+    names = ("hallucinated", "hallucination_target")
+    method.to(reading.device).eval()
+    views = method.views()
+    found = collect(test, reading.loader(test, task, views), method, reading.device, names)
+    if not all(name in found.outputs for name in names):
+        return {}
+    known = collect(train, reading.loader(train, task, views), method, reading.device, names[1:])
+    guess, target = (found.outputs[name] for name in names)
+    return explained(guess, target, found.targets, known.outputs[names[1]], known.targets, task)

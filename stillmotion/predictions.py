@@ -1,0 +1,201 @@
+"""What a network says about the samples of a table: arrays, and the files that hold them. No torch at import."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillmotion.data.table import Table
+from stillmotion.results import write_atomic
+from stillmotion.run import csv_text
+from stillmotion.tasks import UNLABELLED, Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import DataLoader
+
+    from stillmotion.models.encoder import Encoder
+
+FILE = "predictions.csv"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Outputs for S samples that could be read, in the order of their table.
+
+    Args:
+        ids: `Sample.id`.
+        groups: None where a sample has no group.
+        logits: (S, num_classes).
+        targets: (S,) class indices, `UNLABELLED` without a label.
+        outputs: Further arrays of the network by name, (S, N, ...).
+        errors: Reason by id of samples that could not be read.
+    """
+
+    ids: list[str]
+    groups: list[str | None]
+    logits: NDArray[np.float32]
+    targets: NDArray[np.int64]
+    outputs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+def predict_table(
+    encoder: "Encoder",
+    table: Table,
+    task: Task | None,
+    *,
+    outputs: Iterable[str] = (),
+    role: str = "student",
+    batch_size: int = 16,
+    workers: int = 0,
+    device: "torch.device | str" = "cpu",
+    short_side: int | None = None,
+    packed: str | None = None,
+) -> Predictions:
+    """Runs a network on every sample of a table, with nothing random.
+
+    Args:
+        encoder: The network; it is put into `eval()` and onto the device.
+        table: The samples.
+        task: Encodes the targets; None gives none.
+        outputs: Names of further outputs to keep.
+        role: Under which stored features are found.
+        batch_size, workers, device: Where and how it runs.
+        short_side, packed: As in `DataConfig`.
+
+    Raises:
+        ValueError: No sample can be read; the message names the first.
+    """
+    from stillmotion.data.dataset import VideoDataset
+    from stillmotion.data.loader import EpochBatches, make_loader
+
+    views = {f"{role}/{name}": view for name, view in encoder.views.items()}
+    dataset = VideoDataset(table, task, views, short_side=short_side, packed=packed)
+    loader = make_loader(dataset, EpochBatches(len(table), batch_size, shuffle=False), workers=workers)
+    encoder.to(device).eval()
+    return collect(table, loader, lambda batch: encoder.from_batch(batch, role), device, outputs)
+
+
+def collect(
+    table: Table,
+    loader: "DataLoader[Any]",
+    function: Any,
+    device: "torch.device | str",
+    outputs: Iterable[str] = (),
+) -> Predictions:
+    """Runs a function of batches that gives `logits`, and joins what it gives.
+
+    Raises:
+        ValueError: No sample can be read.
+    """
+    import torch
+
+    parts: dict[str, list[NDArray[np.float32]]] = {}
+    rows: list[int] = []
+    targets: list[int] = []
+    errors: dict[str, str] = {}
+    for batch in loader:
+        errors |= {table[row].id: reason for row, reason in batch["errors"]}
+        if not len(batch["index"]):
+            continue
+        with torch.inference_mode():
+            moved = {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            out = function(moved)
+        for name in ("logits", *outputs):
+            if name in out:
+                parts.setdefault(name, []).append(out[name].float().cpu().numpy())
+        rows += batch["index"].tolist()
+        targets += batch["target"].tolist()
+    if not rows:
+        name, reason = next(iter(errors.items()))
+        raise ValueError(f"{table.source}: none of {len(table)} samples can be read; the first: {name}: {reason}")
+    arrays = {name: np.concatenate(values) for name, values in parts.items()}
+    samples = [table[row] for row in rows]
+    return Predictions(
+        ids=[s.id for s in samples],
+        groups=[s.group for s in samples],
+        logits=arrays.pop("logits"),
+        targets=np.array(targets, np.int64),
+        outputs=arrays,
+        errors=errors,
+    )
+
+
+def write_predictions(folder: Path, predictions: Predictions, task: Task) -> None:
+    """Writes `predictions.csv`, `per_class.csv`, `confusion.json` and `confusion.png`.
+
+    Args:
+        folder: Exists.
+        predictions: Of the network.
+        task: Names the classes.
+    """
+    names, p = task.class_names, predictions
+    best = p.logits.argmax(1)
+    lines = zip(p.ids, p.groups, p.targets, best, p.logits, strict=True)
+    rows = (
+        [i, g or "", names[t] if t >= 0 else "", names[b], " ".join(f"{x:.6g}" for x in v)] for i, g, t, b, v in lines
+    )
+    write_atomic(folder / FILE, csv_text(("id", "group", "target", "predicted", "logits"), rows))
+    matrix = confusion(best, p.targets, len(names))
+    head = ("class", "samples", "correct", "accuracy", "precision", "mistaken_for")
+    write_atomic(folder / "per_class.csv", csv_text(head, per_class(matrix, names)))
+    write_atomic(folder / "confusion.json", json.dumps({"classes": list(names), "matrix": matrix.tolist()}) + "\n")
+    if matrix.any():
+        from stillmotion.report.plots import plot_confusion
+
+        plot_confusion(matrix, names, folder / "confusion.png")
+
+
+def read_predictions(path: str | Path, task: Task) -> Predictions:
+    """Reads what `write_predictions` wrote, from the file or its folder; logits have six digits.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    path = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; `stillmotion evaluate --output` writes one")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    index: Mapping[str, int] = {name: i for i, name in enumerate(task.class_names)}
+    return Predictions(
+        ids=[r["id"] for r in rows],
+        groups=[r["group"] or None for r in rows],
+        logits=np.array([r["logits"].split() for r in rows], np.float32).reshape(len(rows), task.num_outputs),
+        targets=np.array([index[r["target"]] if r["target"] else UNLABELLED for r in rows], np.int64),
+    )
+
+
+def confusion(predicted: NDArray[np.int64], targets: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+    """Counts (K, K): row = true class, column = predicted one; unlabelled samples are left out.
+
+    Example:
+        >>> confusion(np.array([0, 1, 1]), np.array([0, 0, -1]), 2).tolist()
+        [[1, 1], [0, 0]]
+    """
+    known = targets != UNLABELLED
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(matrix, (targets[known], predicted[known]), 1)
+    return matrix
+
+
+def per_class(matrix: NDArray[np.int64], names: Iterable[str]) -> list[tuple[Any, ...]]:
+    """Class, samples, correct ones, accuracy (recall), precision, and the class it is most often mistaken for.
+
+    Example:
+        >>> per_class(np.array([[1, 3], [0, 0]]), ("run", "walk"))
+        [('run', 4, 1, 0.25, 1.0, 'walk'), ('walk', 0, 0, '', 0.0, '')]
+    """
+    names, rows = tuple(names), []
+    for k, name in enumerate(names):
+        total, right, called = int(matrix[k].sum()), int(matrix[k, k]), int(matrix[:, k].sum())
+        wrong = np.where(np.arange(len(names)) == k, 0, matrix[k])
+        other = names[int(wrong.argmax())] if wrong.any() else ""
+        rows.append((name, total, right, right / total if total else "", right / called if called else "", other))
+    return rows

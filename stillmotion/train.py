@@ -1,0 +1,282 @@
+"""`stillmotion train`: one run, from a table to a folder; it resumes by itself."""
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from stillmotion.callbacks import (
+    BEST,
+    ProgressBar,
+    RunWriter,
+    Stopped,
+    StopSignal,
+    is_first_process,
+    make_trainer,
+    quiet_lightning,
+)
+from stillmotion.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, TrainerConfig
+from stillmotion.data.split import drop_labels, hold_out
+from stillmotion.data.splits import check_classes, check_labels, check_leaks
+from stillmotion.data.table import Table, read_table
+from stillmotion.engine import Engine
+from stillmotion.features import open_features
+from stillmotion.loaders import VideoLoaders
+from stillmotion.measure import Reading, learned, measure
+from stillmotion.methods import build_method
+from stillmotion.methods.base import Method
+from stillmotion.models.encoder import Encoder
+from stillmotion.models.factory import load_model
+from stillmotion.models.pretrained import save_pretrained
+from stillmotion.predictions import write_predictions
+from stillmotion.results import make_row
+from stillmotion.run import Run, fingerprint
+from stillmotion.tasks import Classification, Task
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C; the message is the line for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The arguments of `train`."""
+
+    table: Table
+    run: Run
+    student: ModelConfig
+    method: MethodConfig
+    teacher: ModelConfig | None
+    features: str | None
+    data: DataConfig
+    optim: OptimConfig
+    trainer: TrainerConfig
+    seed: int
+
+    def settings(self, root: str | None) -> dict[str, Any]:
+        """All of them as JSON data, with hashes of the table and of the weights that the networks begin with."""
+        given = {name: value for name, value in asdict(self).items() if name not in ("table", "run")}
+        models = {"student": self.student, "teacher": self.teacher}
+        weights = {role: fingerprint(m.name, m.weights) for role, m in models.items() if m}
+        return {"table": self.table.source, "table_hash": self.table.hash, "root": root, "weights": weights, **given}
+
+
+def train(
+    table: str | Table,
+    *,
+    output: str | Path,
+    student: ModelConfig,
+    method: MethodConfig | None = None,
+    teacher: ModelConfig | None = None,
+    features: str | None = None,
+    data: DataConfig | None = None,
+    optim: OptimConfig | None = None,
+    trainer: TrainerConfig | None = None,
+    seed: int = 0,
+    root: str | None = None,
+) -> Run:
+    """Trains a student, alone or from a teacher, and writes a run folder; continues one that was stopped.
+
+    Args:
+        table: CSV or Parquet file, folder of class folders, or a table already read.
+        output: Run folder.
+        student: The network that is trained and delivered.
+        method: How it is trained.
+        teacher: The network that it learns from; it sees every draw live.
+        features: Instead of a live teacher: the folder of its features that `extract` wrote.
+        data: How samples are read and drawn.
+        optim: Optimiser and schedule.
+        trainer: Where and how it runs.
+        seed: Decides weights, order, draws and dropout.
+        root: Folder that the table's relative paths start from.
+
+    Returns:
+        The run, finished. If it was finished before, nothing is done.
+
+    Raises:
+        ValueError: A setting or the table is wrong, or the folder holds a training with other settings.
+        Interrupted: Ctrl-C. What was done so far is saved.
+    """
+    job = Job(
+        table=table if isinstance(table, Table) else read_table(table, root=root),
+        run=Run(Path(output)),
+        student=student,
+        method=method or MethodConfig(),
+        teacher=teacher,
+        features=features,
+        data=data or DataConfig(),
+        optim=optim or OptimConfig(),
+        trainer=trainer or TrainerConfig(),
+        seed=seed,
+    )
+    settings = job.settings(root)
+    job.run.compare(settings)
+    if job.run.finished:
+        say(f"{job.run.path}: finished already; {summary(job.run)}")
+        return job.run
+    engine: Engine | None = None
+    try:
+        parts, task = split(job)
+        engine = prepare(job, parts, task)
+        job.run.begin(settings)
+        device = fit(job, engine)
+        if is_first_process():
+            deliver(job, engine, parts, task, device)
+    except (KeyboardInterrupt, Stopped):
+        raise Interrupted(_stopped_line(job.run, engine)) from None
+    return job.run
+
+
+def say(line: str) -> None:
+    """One line for the user, from one process."""
+    if is_first_process():
+        print(line, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The table as the training uses it."""
+
+    train: Table
+    val: Table | None
+    test: Table | None
+
+
+def split(job: Job) -> tuple[Parts, Task]:
+    """Chooses the samples to train on, to select on and to test on; says what is doubtful about them.
+
+    Raises:
+        ValueError: Nothing to train on, classes that training does not know, or selection on the test split.
+    """
+    data, table = job.data, job.table
+    if data.test is not None and data.val == data.test:
+        raise ValueError(f"data.val and data.test are both {data.val!r}: the test split is never selected on; "
+                         "leave data.val out to hold out training groups")  # fmt: skip
+    used = [name for name in (data.train, data.val, data.test) if name is not None]
+    for line in [*map(str, check_leaks(table, used)), *check_classes(table, data.train, data.test, data.target)]:
+        say(f"warning: {line}")
+    train_table = table.select(data.train)
+    task = Classification.of(train_table, data.target)
+    test = table.select(data.test) if data.test is not None else None
+    val = table.select(data.val) if data.val is not None else None
+    needed = job.trainer.select == "best" or job.trainer.early_stop or job.optim.schedule == "plateau"
+    if val is not None:
+        check_labels(val, task.class_names, data.target)
+    elif needed:
+        train_table, val = hold_out(train_table, data.val_fraction, job.seed, target=data.target)
+    if data.label_fraction < 1.0:
+        train_table = drop_labels(train_table, data.target, data.label_fraction, job.seed)
+    return Parts(train_table, val, test), task
+
+
+def build(job: Job, train: Table, task: Task) -> Method:
+    """Makes the networks and the method.
+
+    Every network begins from its own seed, so that the same student starts from the same weights in every method.
+    """
+    torch.manual_seed(job.seed)
+    backbone = load_model(job.student, num_classes=task.num_outputs)
+    teachers: dict[str, Encoder] = {}
+    if job.teacher is not None:
+        torch.manual_seed(job.seed + 1)  # as `extract` seeds it
+        teachers["teacher"] = load_model(job.teacher, num_classes=task.num_outputs)
+    if job.features is not None:
+        teachers["teacher"] = open_features(job.features, table=train, data=job.data, seed=job.seed,
+                                            teacher=teachers.get("teacher"))  # fmt: skip
+    torch.manual_seed(job.seed + 2)
+    return build_method(job.method, backbone, teachers, task)
+
+
+def prepare(job: Job, parts: Parts, task: Task) -> Engine:
+    """The engine, where the last checkpoint left it."""
+    method = build(job, parts.train, task)
+    if job.trainer.channels_last:
+        method.to(memory_format=torch.channels_last)
+    if job.trainer.compile:
+        # Measuring the gradients of the parts goes through the graph more than once.
+        torch._functorch.config.donated_buffer = False
+        method.student.compile()
+    loaders = VideoLoaders(parts.train, parts.val, task, method.views(), job.data, job.optim, seed=job.seed)
+    engine = Engine(method, job.optim, loaders, seed=job.seed)
+    if job.run.checkpoint.exists():
+        engine.resume(job.run.read_checkpoint())
+    return engine
+
+
+def fit(job: Job, engine: Engine) -> torch.device:
+    """Trains to the end; returns the device that it ran on."""
+    config, optim = job.trainer, job.optim
+    with quiet_lightning(), StopSignal() as stop:
+        writer = RunWriter(job.run, every=config.checkpoint_every, early_stop=config.early_stop,
+                           keep_best=config.select == "best", stop=stop)  # fmt: skip
+        trainer = make_trainer(config, optim, [writer, ProgressBar(engine)], epochs=optim.epochs - engine.epoch)
+        device: torch.device = trainer.strategy.root_device
+        stopped_early = bool(config.early_stop) and engine.bad_epochs >= (config.early_stop or 0)
+        if engine.epoch < optim.epochs and not stopped_early:
+            trainer.fit(engine)
+    return device
+
+
+def deliver(job: Job, engine: Engine, parts: Parts, task: Task, device: torch.device) -> None:
+    """Writes what the run is for: weights, predictions, curves, report, results."""
+    run, student = job.run, engine.method.student
+    if job.trainer.select == "best":
+        student.load_state_dict(load_file(run.path / BEST))
+    save_pretrained(student, task, run.path, {"trained": {"method": job.method.name, "seed": job.seed}})
+    errors = dict(engine.errors)
+    report: dict[str, Any] = {"epochs": engine.epoch, "steps": engine.step, "gradients": engine.gradients}
+    metrics, cost = selected(engine, job.trainer.select), None
+    if parts.test is not None:
+        reading = Reading(batch_size=job.optim.batch_size, workers=job.data.workers, device=device,
+                          short_side=job.data.short_side, packed=job.data.packed)  # fmt: skip
+        tested = measure(run.path.name, student, parts.test, task, reading)
+        write_predictions(run.path, tested.predictions, task)
+        errors |= tested.predictions.errors
+        metrics, cost = {**tested.metrics, **metrics}, tested.cost
+        if engine.method.frozen:
+            metrics |= learned(engine.method, parts.train, parts.test, task, reading)
+    run.write_broken(job.table, errors)
+    run.write_json("report.json", {**report, "unreadable": len(errors)})
+    draw_curves(run, engine)
+    counted = {"unreadable": float(len(errors))} if errors else {}
+    run.write_results([make_row(run.path.name, {k: [v] for k, v in {**metrics, **counted}.items()}, cost)])
+    say(f"{run.path}: {engine.epoch} epochs, {engine.step} steps; {summary(run)}")
+
+
+def selected(engine: Engine, select: str) -> dict[str, float]:
+    """Validation metrics of the epoch that is delivered."""
+    rows = [row for row in engine.history if "val_loss" in row]
+    if not rows:
+        return {}
+    name = next((k for k in rows[0] if k.startswith("val_") and k != "val_loss"), "val_loss")
+    row = max(rows, key=lambda r: r[name]) if select == "best" else rows[-1]
+    return {k: v for k, v in row.items() if k.startswith("val_")}
+
+
+def draw_curves(run: Run, engine: Engine) -> None:
+    """Draws the losses of a distillation over the epochs (as HalluciNet's Figure 5) into `curves.png`."""
+    parts = [name for name in engine.method.weights() if name != "task_loss"]
+    if parts and engine.history:
+        from stillmotion.report.plots import plot_curves
+
+        columns = {name.replace("_", " "): name for name in [*parts, "task_loss"]}
+        plot_curves({run.path.name: [run.path / "metrics.csv"]}, columns, run.path / "curves.png")
+
+
+def summary(run: Run) -> str:
+    """What came out, in a few words."""
+    metrics = run.results()[0]["metrics"]
+    parts = [f"{name} {m['mean']:.3f}" for name, m in metrics.items() if m["mean"] is not None]
+    if broken := run.read_json("report.json")["unreadable"]:
+        parts.append(f"{broken} unreadable sample{'s' if broken > 1 else ''}, listed in {run.path / 'broken.csv'}")
+    return ", ".join(parts) or "no test split was evaluated"
+
+
+def _stopped_line(run: Run, engine: Engine | None) -> str:
+    if engine is None or not run.checkpoint.exists():
+        return "stopped before the first checkpoint; run the same command to start again"
+    step = run.read_checkpoint()["stillmotion"]["position"][2]
+    return f"stopped at step {step}; run the same command to resume"
