@@ -1,0 +1,90 @@
+"""The HalluciNet recipes: they parse, say what they must, and their tiny size runs."""
+
+import inspect
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from stillmotion import api
+from stillmotion.__main__ import main
+from stillmotion.models.resnext3d import VIEW
+from stillmotion.results import read_results
+from stillmotion.view import View
+from tests.conftest import MakeVideo
+
+FOLDER = Path(__file__).parents[1] / "configs" / "hallucinet"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = yaml.safe_load(path.read_text())
+    return settings
+
+
+def commands_of(path: Path) -> list[list[str]]:
+    """Commands of the comment, with continued lines joined."""
+    comment = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    joined = "\n".join(comment).replace("\\\n", " ")
+    return [shlex.split(line)[1:] for line in joined.splitlines() if line.startswith("stillmotion ")]
+
+
+def test_the_five_recipes_are_there() -> None:
+    names = {path.stem for path in RECIPES}
+    assert names == {f"{s}_static{v}" for s in ("ucf", "hmdb") for v in ("", "_official_code")} | {
+        "ucf_static_resnet50_25frames"
+    }
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipe_says_what_it_needs(path: Path) -> None:
+    text, settings = path.read_text(), settings_of(path)
+    assert set(settings) <= set(inspect.signature(api.train).parameters)
+    for word in ("# Data needed:", "# Published", "# Hardware and time:", "# Teacher:", "# Student:", "# Tiny"):
+        assert word in text, word
+    train = [c for c in commands_of(path) if c[:2] == ["train", "--config"]]
+    assert [c[2] for c in train] == [f"configs/hallucinet/{path.name}"] * 2
+    assert settings["optim"] | {"steps_per_epoch": None} == {
+        "optimiser": "adam", "lr": 1e-4, "epochs": 50, "batch_size": 25,
+        "schedule": "step", "step_epochs": 30, "gamma": 0.1, "steps_per_epoch": None,
+    }  # fmt: skip
+    assert settings["method"]["options"]["weight"] == 50
+
+
+def test_official_code_reading() -> None:
+    for path in RECIPES:
+        settings, official = settings_of(path), "official_code" in path.stem
+        assert settings["optim"].get("steps_per_epoch") == (101 if official else None)
+        assert settings["method"]["options"]["fuse"] == ("none" if official else "concat")
+        assert "augment" not in settings["data"]  # no flip, no box
+        if official:
+            student = View(**settings["student"]["view"])
+            teacher = View(**{**VIEW.to_dict(), **settings["teacher"]["view"]})
+            assert (student.resize, student.size, student.interpolation) == ((240, 320), (227, 227), "random")
+            assert (teacher.resize, teacher.size, teacher.interpolation) == ((128, 171), (112, 112), "random")
+            assert (teacher.end, teacher.num_frames, teacher.clip) == ("hallucinet", 16, "start")
+
+
+@pytest.fixture
+def table(tmp_path: Path, make_video: MakeVideo) -> Path:
+    """Two classes, five training and two test videos of 20 frames."""
+    rng, lines = np.random.default_rng(0), ["path,label,split"]
+    for k in range(7):
+        make_video(tmp_path / f"{k}.mp4", rng.integers(0, 256, (20, 6, 8, 3), np.uint8).repeat(8, 1).repeat(8, 2))
+        lines.append(f"{k}.mp4,{'ab'[k % 2]},{'train' if k < 5 else 'test'}")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    return tmp_path / "table.csv"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_tiny_size_runs(path: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny command of the comment, word for word."""
+    monkeypatch.chdir(FOLDER.parents[1])
+    (command,) = [c for c in commands_of(path) if "TABLE" in c]
+    places = {"TABLE": str(table), "RUN": str(tmp_path / "run")}
+    assert main([places.get(word, word) for word in command]) == 0
+    (row,) = read_results(tmp_path / "run")
+    assert {"top1", "hallucinated_r2"} <= row["metrics"].keys()
