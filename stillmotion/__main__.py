@@ -1,5 +1,6 @@
 """The command `stillmotion`: every function of `api.py`, as jsonargparse reads it."""
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -39,8 +40,14 @@ class _Parser(ArgumentParser):
 
 
 def _expand(arguments: Sequence[str]) -> list[str]:
-    """`--student timm/resnet18` -> `--student.name timm/resnet18`; a YAML or JSON file or text stays as it is."""
+    """Writes out what is shorter to type than jsonargparse takes it.
+
+    `--student timm/resnet18` -> `--student.name timm/resnet18` (a YAML or JSON file or text stays as it is);
+    `predict MODEL a.mp4 b.mp4` -> `predict MODEL ["a.mp4", "b.mp4"]`.
+    """
     result = list(arguments)
+    if result[:1] == ["predict"]:
+        result = _join_inputs(result)
     for i, argument in enumerate(result):
         option, equals, value = argument.partition("=")
         if option not in NAMED:
@@ -49,6 +56,22 @@ def _expand(arguments: Sequence[str]) -> list[str]:
         if value and not value.startswith(("{", "-")) and Path(value).suffix not in (".yaml", ".yml", ".json"):
             result[i] = f"{option}.name{equals}{value if equals else ''}"
     return result
+
+
+def _join_inputs(arguments: list[str]) -> list[str]:
+    """Makes one list of all positional arguments after the model."""
+    kept: list[str] = []
+    inputs: list[str] = []
+    is_value, positionals = False, 0
+    for argument in arguments[1:]:
+        if is_value or argument.startswith("-"):
+            is_value = argument.startswith("--") and "=" not in argument and not is_value
+            is_value = is_value and not argument.startswith(("--help", "--print_config"))
+            kept.append(argument)
+        else:
+            positionals += 1
+            (kept if positionals == 1 else inputs).append(argument)
+    return ["predict", *kept, *([json.dumps(inputs)] if inputs else [])]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,463 @@
+"""Turn an expensive video model into a cheap one: train a student that hallucinates motion, measure, use.
+
+One typed function per command: its signature and docstring are the command line, the YAML schema and the help.
+Heavy imports wait inside the functions.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stillmotion.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RowConfig, TrainerConfig
+
+if TYPE_CHECKING:
+    from stillmotion.run import Run
+
+
+def demo(
+    output: str = "demo",
+    *,
+    seeds: list[int] = [0, 1, 2],
+    workers: int = 2,
+) -> int:
+    """Shows the whole job on videos that it renders: no data, no network, minutes on two cores.
+
+    A small video network learns six actions of a drawn figure; one-frame students learn them alone, with the
+    HalluciNet branch untrained, hallucinating the video network's features, and hallucinating shuffled ones. In
+    training the backdrop gives the class away, in the test it does not.
+
+    Args:
+        output: Folder of table, curves, confusion matrices, sample sheets and runs. A second call goes on where the
+            first stopped.
+        seeds: Seeds of the trainings.
+        workers: Trainings side by side.
+    """
+    from stillmotion.demo import demo as run_demo
+
+    return run_demo(Path(output), seeds=seeds, workers=workers)
+
+
+def train(
+    table: str,
+    *,
+    output: str,
+    student: ModelConfig,
+    method: MethodConfig = MethodConfig(),
+    teacher: ModelConfig | None = None,
+    features: str | None = None,
+    data: DataConfig = DataConfig(),
+    optim: OptimConfig = OptimConfig(),
+    trainer: TrainerConfig = TrainerConfig(),
+    seed: int = 0,
+    root: str | None = None,
+) -> "Run":
+    """Trains a student, alone or from a teacher, and writes a run folder.
+
+    The same command goes on where it was stopped (Ctrl-C, a crash, SIGKILL) and ends with the same weights.
+
+    Args:
+        table: CSV or Parquet table (path, label, split, group, ...), or a folder of class folders.
+        output: Run folder.
+        student: The network that is trained and delivered.
+        method: How it is trained.
+        teacher: The network that it learns from, by name or run folder; it sees every draw live.
+        features: Instead of a live teacher: its features, as `stillmotion extract` wrote them.
+        data: How samples are read and drawn.
+        optim: Optimiser and schedule.
+        trainer: Where and how it runs.
+        seed: Decides weights, order and draws.
+        root: Folder that the table's relative paths start from (default: the table's own).
+    """
+    from stillmotion.train import train as run_train
+
+    return run_train(
+        table,
+        output=output,
+        student=student,
+        method=method,
+        teacher=teacher,
+        features=features,
+        data=data,
+        optim=optim,
+        trainer=trainer,
+        seed=seed,
+        root=root,
+    )
+
+
+def evaluate(
+    model: str,
+    table: str,
+    *,
+    split: str = "test",
+    teacher: str | None = None,
+    protocol: Literal["own", "static", "clip", "video"] = "own",
+    moment: str | None = None,
+    num_moments: int | None = None,
+    view: dict[str, Any] = {},
+    output: str | None = None,
+    train_split: str = "train",
+    short_side: int | None = None,
+    packed: str | None = None,
+    workers: int = 1,
+    batch_size: int = 16,
+    device: str = "auto",
+    root: str | None = None,
+) -> int:
+    """Measures a trained network on a split: accuracy, per class, confusion matrix, cost.
+
+    Exit code 1 if a video could not be read; it is counted and listed.
+
+    Args:
+        model: Run folder, or a name on the Hugging Face Hub.
+        table: CSV or Parquet table, or a folder of class folders.
+        split: Samples that are measured.
+        teacher: Run folder of its teacher: gets a row too, and the first row tells the distance to it.
+        protocol: What is seen of a video: `own` as in training; `static` one frame; `clip` one clip; `video` several
+            moments in equal parts (`num_moments`, 10), their logits averaged.
+        moment: Which moment is seen: centre, first, last, uniform, keyframe.
+        num_moments: How many.
+        view: Further settings of `View` that differ from training.
+        output: Folder for results.json (and CSV, Markdown, PNG), predictions.csv, per_class.csv, the confusion matrix
+            and broken.csv; the teacher's in `teacher/`. Default: print only.
+        train_split: Training samples, whose mean features R2 is measured against.
+        short_side: As in training unless given here.
+        packed: Frame store to read from.
+        workers: Loader processes.
+        batch_size: Videos at once.
+        device: auto, cpu or cuda.
+        root: Folder that the table's relative paths start from.
+    """
+    from stillmotion.evaluate import evaluate as run_evaluate
+    from stillmotion.results import markdown_table
+
+    rows = run_evaluate(
+        model,
+        table,
+        split=split,
+        teacher=teacher,
+        protocol=protocol,
+        moment=moment,
+        num_moments=num_moments,
+        view=view,
+        output=output,
+        train_split=train_split,
+        short_side=short_side,
+        packed=packed,
+        workers=workers,
+        batch_size=batch_size,
+        device=device,
+        root=root,
+    )
+    print(markdown_table(rows))
+    return 1 if any("unreadable" in row["metrics"] for row in rows) else 0
+
+
+def compare(
+    table: str,
+    *,
+    output: str,
+    rows: dict[str, RowConfig],
+    baselines: list[str] = [],
+    seeds: list[int] = [0, 1, 2],
+    splits: str = "column",
+    evaluate: dict[str, dict[str, Any]] = {},
+    subsets: dict[str, dict[str, str]] = {},
+    label_fractions: list[float] = [1.0],
+    reference: list[str] = [],
+    data: DataConfig = DataConfig(),
+    optim: OptimConfig = OptimConfig(),
+    trainer: TrainerConfig = TrainerConfig(),
+    probe: ModelConfig | None = None,
+    workers: int = 1,
+    root: str | None = None,
+) -> int:
+    """Trains every row with every seed on every split, and writes one table.
+
+    What is finished is kept, so the same command goes on where it was stopped. A run that fails is listed and the
+    others go on; the exit code is then 1. Rows differ in what `rows` says and in nothing else.
+
+    Args:
+        table: CSV or Parquet table, or a folder of class folders.
+        output: Folder of tables, pictures, predictions and runs (`runs/ROW/SPLIT/seedK`).
+        rows: By name (in a YAML file).
+        baselines: Rows without network training (`stillmotion list baselines`), on all labels, with the first seed.
+        seeds: Of the trainings.
+        splits: `column` (the table's own), `folds:K` or `leave-one-group-out` (over the groups of the training split),
+            `column:NAME` (a column with fold numbers). Folds are pooled before a metric is taken.
+        evaluate: Further views of the test videos, by name of the metric: `{"top1_first": {"moment": "first"}}`. `top1`
+            is the view of the training unless given here.
+        subsets: Test samples with these column values, by name of the metric:
+            `{"top1_no_shortcut": {"backdrop": "plain"}}`.
+        label_fractions: Shares of labels; a share below 1 makes rows `NAME@10%`, in which also a teacher `row:NAME` saw
+            that share only (`row:NAME@100%` names one that saw all).
+        reference: Rows that all others are compared with, sample by sample.
+        data: How samples are read and drawn.
+        optim: Optimiser and schedule of all trainings.
+        trainer: Where and how they run.
+        probe: Frozen network of the baseline `frame_linear`.
+        workers: Trainings side by side; threads are shared out.
+        root: Folder that the table's relative paths start from.
+    """
+    from stillmotion.compare import compare as run_compare
+
+    return run_compare(
+        table,
+        output=output,
+        rows=rows,
+        baselines=baselines,
+        seeds=seeds,
+        splits=splits,
+        evaluate=evaluate,
+        subsets=subsets,
+        label_fractions=label_fractions,
+        reference=reference,
+        data=data,
+        optim=optim,
+        trainer=trainer,
+        probe=probe,
+        workers=workers,
+        root=root,
+    )
+
+
+def predict(
+    model: str,
+    inputs: list[str],
+    *,
+    output: str | None = None,
+    top: int = 5,
+    overlay: str | None = None,
+    view: dict[str, Any] = {},
+    workers: int = 4,
+    device: str = "auto",
+    interval: int | None = None,
+    max_frames: int | None = None,
+    root: str | None = None,
+) -> int:
+    """Predicts files, folders, tables, cameras and streams.
+
+    A file that cannot be read gets a line with `error`; the others go on. The exit code is then 1.
+
+    Args:
+        model: Run folder, or an exported `.onnx`.
+        inputs: Videos, stills, folders, tables, a camera's number, a stream's URL.
+        output: `.jsonl` or `.csv`; default: JSON lines to the terminal.
+        top: Classes that are named.
+        overlay: `.mp4` with the prediction drawn in (one input), or a folder for one video an input.
+        view: Settings of `View` that differ from training, such as `{"moment": "keyframe"}` or `{"num_moments": 8}`.
+        workers: Threads that read files.
+        device: auto, cpu or cuda.
+        interval: Live sources: frames between two predictions (default: as many as a clip spans, at least 8).
+        max_frames: Live sources: stop after so many frames.
+        root: Folder that a table's relative paths start from.
+    """
+    from stillmotion.predict import predict as run_predict
+
+    return run_predict(
+        model,
+        inputs,
+        output=output,
+        top=top,
+        overlay=overlay,
+        view=view,
+        workers=workers,
+        device=device,
+        interval=interval,
+        max_frames=max_frames,
+        root=root,
+    )
+
+
+def extract(
+    table: str,
+    *,
+    teacher: ModelConfig,
+    output: str,
+    data: DataConfig = DataConfig(num_draws=1),
+    seed: int = 0,
+    batch_size: int = 8,
+    device: str = "auto",
+    root: str | None = None,
+) -> int:
+    """Stores a teacher's features, so that training reads rows instead of running the teacher.
+
+    The same command goes on where it was stopped. Training refuses features that do not match its settings. Exit code 1
+    if a video could not be read; it is listed in `broken.csv`.
+
+    Args:
+        table: CSV or Parquet table, or a folder of class folders.
+        teacher: The network, by name or run folder.
+        output: Folder of the store; `train --features` reads it.
+        data: As the training will have it: splits, `num_draws`, augmentation, frame size, workers.
+        seed: Seed of the training; decides the draws.
+        batch_size: Videos at once.
+        device: auto, cpu or cuda.
+        root: Folder that the table's relative paths start from.
+    """
+    from stillmotion.extract import extract as run_extract
+
+    done = run_extract(table, teacher, output, data=data, seed=seed, batch_size=batch_size, device=device, root=root)
+    print(done.summary())
+    return 1 if done.unreadable else 0
+
+
+def pack(
+    table: str,
+    *,
+    output: str,
+    short_side: int | None = 128,
+    codec: Literal["jpeg", "raw"] = "jpeg",
+    quality: int = 95,
+    workers: int = 2,
+    root: str | None = None,
+) -> int:
+    """Decodes a table's videos once into a frame store, from which later epochs read (`--data.packed FOLDER`).
+
+    The same command goes on where it was stopped. Exit code 1 if a video could not be read; the store lists it.
+
+    Args:
+        table: CSV or Parquet table, or a folder of class folders; all its splits are packed.
+        output: Folder of the store.
+        short_side: Reduce frames to this shorter side (`--data.short_side` of the training); null keeps their size.
+        codec: `raw` keeps every bit, `jpeg` takes about a tenth of the space.
+        quality: Of JPEG, 1 to 95.
+        workers: Processes that decode.
+        root: Folder that the table's relative paths start from.
+    """
+    from stillmotion.data.pack import pack as run_pack
+
+    done = run_pack(table, output, root=root, short_side=short_side, codec=codec, quality=quality, workers=workers)
+    print(f"{output}: {done}")
+    return 1 if done.errors else 0
+
+
+def export(run: str, *, output: str, view: dict[str, Any] = {}) -> int:
+    """Writes a student as one ONNX file that `stillmotion predict` runs without torch.
+
+    Frames go in as uint8, normalisation is inside, class names and the input rule travel in the metadata. A file that
+    does not agree with the network at every batch size is not written.
+
+    Args:
+        run: Run folder, or a name on the Hugging Face Hub.
+        output: Where the `.onnx` goes.
+        view: Settings of `View` that differ from training.
+    """
+    from stillmotion.export import export as run_export
+
+    print(run_export(run, output, view=view))
+    return 0
+
+
+def check(table: str, *, json: str | None = None, workers: int | None = None, root: str | None = None) -> int:
+    """Decodes every video of a table and says what is wrong with which.
+
+    Exit code 0: all readable; 1: something is not; 2: the table itself is wrong.
+
+    Args:
+        table: CSV or Parquet table, or a folder of class folders.
+        json: Also write the report to this file.
+        workers: Processes (default: one a core).
+        root: Folder that the table's relative paths start from.
+    """
+    from stillmotion.data.check import check as run_check
+
+    return run_check(table, root=root, json=json, workers=workers)
+
+
+def table(
+    name: str,
+    root: str,
+    *,
+    output: str,
+    annotations: str | None = None,
+    split: int | None = None,
+    set: int | None = None,
+    missing: Literal["error", "skip", "keep"] = "error",
+) -> int:
+    """Makes the table of a known data set from its official files.
+
+    Args:
+        name: ucf101, hmdb51, kinetics, arid, ut_interaction, fight_surv, kth.
+        root: Folder with the videos.
+        output: The CSV to write; paths in it are relative to its folder where possible.
+        annotations: Official lists (file or folder), where they do not lie with the videos.
+        split: Official split (ucf101, hmdb51, arid: 1-3, default 1), test sequence (ut_interaction: 1-20) or test fold
+            (fight_surv: 0-4).
+        set: Set of ut_interaction, 1 or 2.
+        missing: Listed videos that are not there: `error`, `skip` them, or `keep` their rows.
+    """
+    from stillmotion.data.sets import make_table
+
+    make_table(name, root, output=output, annotations=annotations, split=split, set=set, missing=missing)
+    return 0
+
+
+def list_models(pattern: str = "*") -> int:
+    """Lists networks: name, kind, what they see, parameters, width, licence.
+
+    Args:
+        pattern: As `timm/resnet*`; without a wildcard, a part of the name.
+    """
+    from stillmotion.models.catalogue import list_models as find
+
+    models = find(pattern)
+    if not models:
+        raise ValueError(f"no network matches {pattern!r}; try `--pattern resnet`")
+    head = ("name", "kind", "frames", "size", "parameters", "width", "weights", "licence")
+    rows = [
+        (m.name, m.kind, str(m.num_frames), f"{m.size[0]}x{m.size[1]}", f"{m.params:,}" if m.params else "",
+         str(m.width or ""), m.weights[0] if m.weights else "", m.licence or "")
+        for m in models
+    ]  # fmt: skip
+    _print_table(head, rows)
+    return 0
+
+
+def list_methods() -> int:
+    """Lists methods with the options that `--method.options` takes."""
+    from stillmotion.methods import METHODS, method_options
+
+    rows = [
+        (
+            name,
+            (method.__doc__ or "").splitlines()[0],
+            ", ".join(f"{k}={p.default}" for k, p in method_options(name).items()),
+        )
+        for name, method in METHODS.items()
+    ]
+    _print_table(("method", "what", "options"), rows)
+    return 0
+
+
+def list_sets() -> int:
+    """Lists data sets whose official files `stillmotion data table` reads."""
+    from stillmotion.data.sets import SETS
+
+    _print_table(("set", "format"), [(name, (reader.__doc__ or "").splitlines()[0]) for name, reader in SETS.items()])
+    return 0
+
+
+def list_baselines() -> int:
+    """Lists baseline rows that `stillmotion compare` offers without training a network."""
+    from stillmotion.baselines import BASELINES
+
+    _print_table(("baseline", "what"), [(name, (b.__doc__ or "").splitlines()[0]) for name, b in BASELINES.items()])
+    return 0
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A rich table in a terminal, tab-separated lines in a pipe."""
+    import sys
+
+    if not sys.stdout.isatty():
+        for row in rows:
+            print("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*head)
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)

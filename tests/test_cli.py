@@ -1,0 +1,119 @@
+"""The command line: help, configuration files, one-line errors, exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stillmotion.__main__ import COMMANDS, _expand, main
+
+from .conftest import MakeVideo
+
+HEAVY = ("torch", "torchvision", "timm", "lightning", "sklearn", "matplotlib", "cv2", "pyarrow")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    # Stands for "--help in under 1 s" without a clock: these imports are what would take the seconds.
+    code = (
+        "import sys\nfrom stillmotion.__main__ import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "demo" in done.stdout and "train" in done.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("data", "list")])
+def test_every_command_has_help_with_every_option_described(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert (COMMANDS[command].__doc__ or "").splitlines()[0] in " ".join(text.split())
+
+
+def test_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "model.onnx", "a.mp4", "--bogus", "3"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert "--bogus" in error and len(error.splitlines()) == 1
+
+
+def test_unknown_key_in_a_config_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text("table: a.csv\noutput: o\nstudent:\n  name: timm/resnet18\noptim:\n  learning_rate: 3\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config", str(config)])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert "learning_rate" in error and len(error.splitlines()) == 1
+
+
+def test_print_config_gives_a_file_that_config_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "a.csv", "--output", "o", "--student", "timm/resnet18", "--optim.lr", "0.5"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--print_config"])
+    text = capsys.readouterr().out
+    assert "name: timm/resnet18" in text and "lr: 0.5" in text
+    config = tmp_path / "train.yaml"
+    config.write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config", str(config), "--print_config"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == text
+
+
+def test_short_names_expand_but_files_and_json_do_not() -> None:
+    assert _expand(["--student", "timm/x", "--seed", "1"]) == ["--student.name", "timm/x", "--seed", "1"]
+    assert _expand(["--teacher=runs/a"]) == ["--teacher.name=runs/a"]
+    assert _expand(["--student", "a.yaml"]) == ["--student", "a.yaml"]
+    assert _expand(["--student", '{"name": "x"}']) == ["--student", '{"name": "x"}']
+
+
+def test_prediction_takes_many_inputs() -> None:
+    given = ["predict", "--top", "2", "m.onnx", "a b.mp4", "--output=o.csv", "0", "--device", "cpu"]
+    assert _expand(given) == [
+        "predict",
+        "--top",
+        "2",
+        "m.onnx",
+        "--output=o.csv",
+        "--device",
+        "cpu",
+        '["a b.mp4", "0"]',
+    ]
+
+
+def test_a_wrong_table_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "videos.csv"
+    table.write_text("path,label\nmissing.mp4,a\n")
+    assert main(["train", str(table), "--output", str(tmp_path / "o"), "--student", "timm/resnet10t"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert "videos.csv line 2" in error and "missing.mp4" in error
+
+
+def test_data_check_tells_by_its_exit_code(
+    tmp_path: Path, make_video: MakeVideo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = np.full((5, 32, 32, 3), 90, np.uint8)
+    make_video(tmp_path / "a" / "1.mp4", frames)
+    make_video(tmp_path / "b" / "1.mp4", frames + 90)
+    assert main(["data", "check", str(tmp_path), "--workers", "1"]) == 0
+    (tmp_path / "b" / "2.mp4").write_bytes(b"nothing")
+    assert main(["data", "check", str(tmp_path), "--workers", "1"]) == 1
+    assert "2.mp4" in capsys.readouterr().out
+
+
+def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "models", "--pattern", "resnext3d"]) == 0
+    assert "resnext3d_101\tvideo" in capsys.readouterr().out
+    assert main(["list", "methods"]) == 0
+    assert "weight=50.0" in capsys.readouterr().out
+    assert main(["list", "sets"]) == 0
+    assert "ucf101" in capsys.readouterr().out
+    assert main(["list", "models", "--pattern", "nosuchnetwork"]) == 2
