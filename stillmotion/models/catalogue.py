@@ -97,7 +97,7 @@ def _describe(name: str, tags: dict[str, list[str]], *, built: bool) -> ModelInf
 
         view, kind, build = timm_view(short), "frames", build_timm
         cfg = timm.get_pretrained_cfg(short)
-        if cfg is not None and cfg.tag in tags.get(short, ()):
+        if cfg is not None and cfg.tag is not None and cfg.tag in tags.get(short, ()):
             weights, licence = (cfg.tag, *(t for t in tags[short] if t != cfg.tag)), cfg.license
     elif library == "torchvision":
         from torchvision.models import get_model_weights

@@ -2,6 +2,8 @@
 
 import logging
 import pickle
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,11 +80,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on newer pickle protocols
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from None
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror or _line(error)})") from None
+    except PermissionError:
+        raise WeightsError(f"{path}: no permission to read it") from None
     except Exception as error:  # a damaged file can fail in any way: zip, pickle, tensor storage
         raise WeightsError(f"{path}: damaged or no PyTorch checkpoint ({_line(error)}); copy it again") from None
     while isinstance(content, Mapping):
@@ -110,11 +114,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _refusal(path: Path, error: Exception) -> WeightsError:
-    text = str(error)
-    if "Unsupported" not in text:
+    """Tells code, or objects that only code can build, from noise that is no pickle at all."""
+    found = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error).partition("trusted source.")[2])
+    with path.open("rb") as file:
+        is_pickle = file.read(4)[:1] in (b"\x80", b"P")  # a pickle's protocol, or a zip
+    if found is None and not is_pickle:
         return WeightsError(f"{path}: damaged or no PyTorch checkpoint; copy it again")
-    culprit = next((w for w in text.split("GLOBAL ")[1].split()), "") if "GLOBAL " in text else ""
-    what = f" ({culprit})" if culprit else ""
+    what = f" ({found[1]})" if found else ""
     return WeightsError(f"{path}: holds code{what}, refused; save only the state dict, best as .safetensors")
 
 

@@ -50,6 +50,7 @@ def create_model(
         ValueError: Unknown name, option, tap or view setting; weights that do not fit.
 
     Example:
+        >>> import torch
         >>> encoder = create_model("resnet3d_10", num_classes=4, width=8, view={"size": 32, "num_frames": 8})
         >>> encoder(torch.zeros(2, 8, 3, 32, 32, dtype=torch.uint8))["logits"].shape
         torch.Size([2, 4])
