@@ -106,7 +106,11 @@ def _load_run(config: ModelConfig, *, num_classes: int, taps: Sequence[str] = ()
         raise ValueError(f"{config.name}: weights=default is for library networks; leave it out to take the run's own")
     encoder, _, _ = load_pretrained(config.name, weights=config.weights is None, view=config.view, taps=taps)
     if encoder.num_classes != num_classes:
+        reason = f"classifier of {encoder.num_classes} classes, here {num_classes}"
         encoder.reset_classifier(num_classes)
+        if config.weights is None and num_classes:
+            own = tuple(name for name in encoder.state_dict() if name not in encoder.classifier_names())
+            encoder.weights_report = WeightsReport(source=config.name, copied=own, left_out={}, classifier=reason)
     if config.weights not in (None, "random"):
         load_weights(encoder, config.weights)
     return encoder

@@ -227,6 +227,23 @@ def test_offline_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         create_model("resnext3d_50", num_classes=2, weights="default")
 
 
+def test_timm_default_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+    from timm.models import _builder
+
+    published = timm.create_model("test_resnet", num_classes=1000).state_dict()
+    monkeypatch.setattr(_builder, "load_state_dict_from_hf", lambda *args, **kwargs: dict(published))
+    encoder = create_model("timm/test_resnet", num_classes=3, weights="default")
+    torch.testing.assert_close(encoder.state_dict()["net.conv1.0.weight"], published["conv1.0.weight"])
+    report = encoder.weights_report
+    assert report is not None
+    assert report.classifier == "classifier of 1000 classes, here 3"
+    assert set(report.copied) == set(encoder.state_dict()) - {"net.fc.weight", "net.fc.bias"}
+    same = create_model("timm/test_resnet", num_classes=1000, weights="default").weights_report
+    assert same is not None
+    assert (same.left_out, len(same.copied)) == ({}, len(published))
+
+
 def test_torchvision_default_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision
 
@@ -309,6 +326,23 @@ def test_cost_follows_the_view_and_leaves_the_network_alone() -> None:
     assert encoder.get_buffer("net.bn1.num_batches_tracked") == 0
     twice = create_model("torchvision/resnet18", num_classes=1000, view={"num_frames": 2})
     assert count_cost(twice).gmacs == pytest.approx(2 * cost.gmacs)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet3d_10", {"width": 2, "view": {"size": 32, "num_frames": 4}}),
+        ("hallucinating", {"hallucinated_dim": 4, "backbone": {"name": "timm/test_resnet", "view": {"num_frames": 2}}}),
+    ],
+)
+def test_networks_export_with_any_batch_size(name: str, options: dict[str, Any]) -> None:
+    encoder = create_model(name, num_classes=3, **options).eval()
+    view = view_of(encoder)
+    clips = torch.randint(0, 256, (3, view.num_frames, 3, *view.size), dtype=torch.uint8)
+    batch = {0: torch.export.Dim("batch")}
+    exported = torch.export.export(encoder, (clips[:2],), dynamic_shapes={"inputs": (batch,)}).module()
+    for size in (1, 3):
+        torch.testing.assert_close(exported(clips[:size])["logits"], run(encoder, clips[:size])["logits"])
 
 
 def test_list_models() -> None:
