@@ -62,16 +62,20 @@ def _join_inputs(arguments: list[str]) -> list[str]:
     """Makes one list of all positional arguments after the model."""
     kept: list[str] = []
     inputs: list[str] = []
-    is_value, positionals = False, 0
+    is_value, after_model = False, 0
     for argument in arguments[1:]:
         if is_value or argument.startswith("-"):
             is_value = argument.startswith("--") and "=" not in argument and not is_value
             is_value = is_value and not argument.startswith(("--help", "--print_config"))
             kept.append(argument)
+        elif after_model:
+            inputs.append(argument)
         else:
-            positionals += 1
-            (kept if positionals == 1 else inputs).append(argument)
-    return ["predict", *kept, *([json.dumps(inputs)] if inputs else [])]
+            kept.append(argument)
+            after_model = len(kept)
+    if inputs:
+        kept.insert(after_model, json.dumps(inputs))
+    return ["predict", *kept]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,8 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    assert "demo" in done.stdout and "train" in done.stdout
+    assert "demo" in done.stdout
+    assert "train" in done.stdout
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("data", "list")])
@@ -40,7 +41,8 @@ def test_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         main(["predict", "model.onnx", "a.mp4", "--bogus", "3"])
     assert stop.value.code == 2
     error = capsys.readouterr().err.strip()
-    assert "--bogus" in error and len(error.splitlines()) == 1
+    assert "--bogus" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_unknown_key_in_a_config_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +52,8 @@ def test_unknown_key_in_a_config_file_is_one_line(tmp_path: Path, capsys: pytest
         main(["train", "--config", str(config)])
     assert stop.value.code == 2
     error = capsys.readouterr().err.strip()
-    assert "learning_rate" in error and len(error.splitlines()) == 1
+    assert "learning_rate" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_print_config_gives_a_file_that_config_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +61,8 @@ def test_print_config_gives_a_file_that_config_takes(tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit):
         main([*arguments, "--print_config"])
     text = capsys.readouterr().out
-    assert "name: timm/resnet18" in text and "lr: 0.5" in text
+    assert "name: timm/resnet18" in text
+    assert "lr: 0.5" in text
     config = tmp_path / "train.yaml"
     config.write_text(text)
     with pytest.raises(SystemExit) as stop:
@@ -94,7 +98,8 @@ def test_a_wrong_table_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytes
     assert main(["train", str(table), "--output", str(tmp_path / "o"), "--student", "timm/resnet10t"]) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
-    assert "videos.csv line 2" in error and "missing.mp4" in error
+    assert "videos.csv line 2" in error
+    assert "missing.mp4" in error
 
 
 def test_data_check_tells_by_its_exit_code(
