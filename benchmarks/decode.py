@@ -3,16 +3,18 @@
     python benchmarks/decode.py --data ../shared/data
 
 All readers of a case run in turn, round after round, in one process; the least CPU time counts (of all threads, so that
-neither threads nor a busy machine flatter anybody). `x` is the ratio to the fastest peer whose frames are all exact, and
+neither threads nor a busy machine flatter anybody). `x` is the ratio to the fastest peer whose frames are all exact;
 `wrong` counts frames that are not the wanted one.
 """
 
 import argparse
+import importlib
 import tempfile
 import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -82,11 +84,12 @@ def _opencv_open(path: str) -> cv2.VideoCapture:
     return cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
 
 
-def _opencv_frame(result: tuple[bool, Frames], size: tuple[int, int]) -> Frames:
+def _opencv_frame(result: tuple[bool, Any], size: tuple[int, int]) -> Frames:
     ok, picture = result
     if not ok:
         return np.zeros((size[1], size[0], 3), np.uint8)
-    return cv2.cvtColor(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
+    frame: Frames = cv2.cvtColor(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
+    return frame
 
 
 def _readers() -> dict[str, Reader]:
@@ -98,10 +101,10 @@ def _readers() -> dict[str, Reader]:
         "OpenCV seek": opencv_seek,
     }
     try:
-        from torchcodec.decoders import VideoDecoder
+        video_decoder = importlib.import_module("torchcodec.decoders").VideoDecoder
 
         def torchcodec(path: str, indices: list[int], size: tuple[int, int]) -> Frames:
-            batch = VideoDecoder(path, num_ffmpeg_threads=1).get_frames_at(indices).data
+            batch = video_decoder(path, num_ffmpeg_threads=1).get_frames_at(indices).data
             frames = batch.permute(0, 2, 3, 1).numpy()
             return np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in frames])
 
@@ -109,7 +112,7 @@ def _readers() -> dict[str, Reader]:
     except (ImportError, RuntimeError, OSError) as error:  # it needs FFmpeg's libraries on the system
         print(f"torchcodec left out: {str(error).splitlines()[0]}")
     try:
-        import decord
+        decord = importlib.import_module("decord")
 
         def decord_batch(path: str, indices: list[int], size: tuple[int, int]) -> Frames:
             reader = decord.VideoReader(path, width=size[0], height=size[1], num_threads=1)

@@ -23,9 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from stillmotion.data.examine import examine, frame_rate, open_video
 from stillmotion.data.faults import VideoError, missing_bytes
-from stillmotion.data.images import image_files, is_images, read_image
+from stillmotion.data.images import image_files, image_size, is_images, read_image, reduced
 from stillmotion.data.index import Index, build_index, packet_reader
-from stillmotion.data.picture import Painter, Size, Turn, as_array, reduced_size, scaled
+from stillmotion.data.picture import Painter, Turn, reduced_size
 
 __all__ = ["VideoError", "VideoInfo", "decode_frames", "probe", "read_frames"]
 
@@ -130,8 +130,7 @@ def probe(path: str | Path, *, stream: int | None = None) -> VideoInfo:
     path = Path(path)
     if is_images(path):
         files = image_files(path)
-        height, width = read_image(files[0]).shape[:2]
-        return VideoInfo(len(files), None, width, height, True, tuple(range(len(files))))
+        return VideoInfo(len(files), None, *image_size(files[0]), True, tuple(range(len(files))))
     key = _key(path, stream)
     known = _known.get(key)
     if known is None or known.info is None:
@@ -219,16 +218,10 @@ def _examine(path: Path, stream: int | None, known: _Known) -> VideoInfo:
 def _read_images(path: Path, sheet: _Sheet, short_side: int | None) -> None:
     files = image_files(path)
     _check_range(path, sheet.wanted, len(files))
-    size: Size | None = None
+    scaler, size = VideoReformatter(), reduced_size(image_size(files[0]), short_side)
     for number in sheet.wanted:
         picture = read_image(files[number])
-        if size is None:
-            first = picture if number == 0 else read_image(files[0])
-            size = reduced_size((first.shape[1], first.shape[0]), short_side)
-        if picture.shape[1::-1] != size:
-            frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            picture = as_array(scaled(VideoReformatter(), frame, *size))
-        sheet.put(number, picture)
+        sheet.put(number, picture if picture.shape[1::-1] == size else reduced(scaler, picture, size))
 
 
 def _read_video(path: Path, sheet: _Sheet, stream: int | None, short_side: int | None) -> None:
@@ -275,10 +268,9 @@ def _runs(index: Index, wanted: list[int]) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
     for last in sorted(int(index.order[number]) for number in wanted):
         first = index.start_for(last)
-        if runs and first <= runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], last)
-        else:
-            runs.append((first, last))
+        while runs and first <= runs[-1][1] + 1:
+            first = min(first, runs.pop()[0])
+        runs.append((first, last))
     return runs
 
 
@@ -289,7 +281,7 @@ def _decode_run(
     context = video.codec_context
     expected = index.pts[first : last + 1].tolist()
     spare = index.disposable[first : last + 1].tolist()
-    container.seek(index.seek_time(first), stream=video)
+    container.seek(int(index.seek_times[first]), stream=video)
     position, skipping = -1, False
     for packet in container.demux(video):
         if position < 0 and packet.pts is not None and packet.pts != expected[0]:

@@ -200,7 +200,8 @@ def _faults(path: Path, container: InputContainer, video: VideoStream, tally: _T
 def _expected(video: VideoStream, tally: _Tally) -> int:
     """Frames that the header promises, 0 if it promises none or counts fields instead."""
     shown = video.frames - tally.hidden
-    fields = tally.frames == tally.packets and abs(video.frames - 2 * tally.frames) <= 1
+    doubled = tally.frames + 2 < video.frames and abs(video.frames - 2 * tally.frames) <= 1
+    fields = doubled and tally.frames == tally.packets
     return 0 if not video.frames or (fields and not tally.cut_packets) else shown
 
 
@@ -212,4 +213,5 @@ def _notes(video: VideoStream, tally: _Tally) -> Iterator[str]:
     elif 0 < video.frames - tally.hidden - tally.frames <= tally.placeholders + 2:
         yield f"the header counts {video.frames - tally.hidden} frames, {tally.frames} can be decoded"
     if not tally.ordered:
-        yield "packed B-frames: timestamps are out of order, frames are counted instead"
+        why = "packed B-frames: " if video.codec_context.codec.canonical_name == "mpeg4" else ""
+        yield f"{why}timestamps are out of order, frames are counted instead"

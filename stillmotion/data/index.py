@@ -39,19 +39,18 @@ class Index:
     """Packets in decoding order. Frame i of the video is packet `order[i]`.
 
     Args:
-        pts, dts: Timestamps in units of the stream's time base, (P,).
+        pts: Presentation times in units of the stream's time base, (P,).
+        seek_times: Times by which the container seeks to these packets: Matroska's are pts, others' dts, (P,).
         order: Packet positions by presentation time, (P,).
         syncs: Positions of the packets at which decoding may start.
         disposable: Packets that no other frame needs, (P,).
-        by_dts: Whether the container seeks by decoding time.
     """
 
     pts: NDArray[np.int64]
-    dts: NDArray[np.int64]
+    seek_times: NDArray[np.int64]
     order: NDArray[np.int64]
     syncs: tuple[int, ...]
     disposable: NDArray[np.bool_]
-    by_dts: bool
 
     @property
     def num_frames(self) -> int:
@@ -75,10 +74,6 @@ class Index:
             last -= 1
         return self.syncs[last]
 
-    def seek_time(self, position: int) -> int:
-        """Timestamp that makes the container seek to a sync packet."""
-        return int((self.dts if self.by_dts else self.pts)[position])
-
 
 def build_index(container: InputContainer, stream: VideoStream, look: PacketReader) -> Index | None:
     """Reads all packets of the stream. None: not proven, decode in order.
@@ -90,17 +85,19 @@ def build_index(container: InputContainer, stream: VideoStream, look: PacketRead
     Raises:
         av.FFmpegError: The container cannot be read to its end.
     """
-    pts, dts, packets = [], [], []
+    pts, seek_times, packets = [], [], []
+    by_dts = not container.format.name.startswith("matroska")
     for packet in container.demux(stream):
         if packet.size == 0 and packet.pts is None:  # the last one, which flushes
             break
-        if packet.pts is None or packet.dts is None or packet.is_discard or packet.is_corrupt:
+        time = packet.dts if by_dts else packet.pts
+        if packet.pts is None or time is None or packet.is_discard or packet.is_corrupt:
             return None
         seen = look(packet)
         if seen is None:
             return None
         pts.append(packet.pts)
-        dts.append(packet.dts)
+        seek_times.append(time)
         packets.append(seen)
     if not packets or not packets[0].sync or pts[0] != min(pts) or len(set(pts)) != len(pts):
         return None
@@ -111,11 +108,10 @@ def build_index(container: InputContainer, stream: VideoStream, look: PacketRead
     times = np.array(pts, np.int64)
     return Index(
         pts=times,
-        dts=np.array(dts, np.int64),
+        seek_times=np.array(seek_times, np.int64),
         order=np.argsort(times, kind="stable"),
         syncs=tuple(i for i, packet in enumerate(packets) if packet.sync),
         disposable=np.array([packet.disposable for packet in packets]),
-        by_dts=not container.format.name.startswith("matroska"),
     )
 
 

@@ -1,0 +1,143 @@
+"""Runs a function over many items in worker processes, any of which may die or hang on an item."""
+
+import multiprocessing
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+START_SECONDS = 120.0
+"""How long a new process may take to import what it needs."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """No result for an item, and why."""
+
+    reason: str
+
+
+def run_apart(
+    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, timeout: float
+) -> Iterator[tuple[int, Result | Failure]]:
+    """Yields each item's position with its result, as they come.
+
+    Args:
+        function: Importable by name; it runs in processes that share nothing with this one.
+        items: What to call it with.
+        workers: Number of processes, each with a thread here that tends it.
+        timeout: Seconds after which an item is given up and its process is ended.
+
+    Raises:
+        RuntimeError: Processes do not even start.
+    """
+    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[int, Result | Failure] | RuntimeError] = queue.SimpleQueue()
+    for position in range(len(items)):
+        todo.put(position)
+    crew = [_Tender(function, items, todo, done, timeout) for _ in range(min(workers, len(items)))]
+    try:
+        for tender in crew:
+            tender.start()
+        for _ in items:
+            result = done.get()
+            if isinstance(result, RuntimeError):
+                raise result
+            yield result
+    finally:
+        for tender in crew:
+            tender.end()
+
+
+class _Tender(threading.Thread, Generic[Item, Result]):
+    """Feeds one process, and starts another when it is lost."""
+
+    def __init__(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        todo: "queue.SimpleQueue[int]",
+        done: "queue.SimpleQueue[tuple[int, Result | Failure] | RuntimeError]",
+        timeout: float,
+    ):
+        super().__init__(daemon=True)
+        self.function, self.items, self.todo, self.done, self.timeout = function, items, todo, done, timeout
+        self.process: _Process[Item, Result] | None = None
+        self.ended = False
+
+    def run(self) -> None:
+        try:
+            while not self.ended:
+                position = self.todo.get_nowait()
+                self.process = self.process or _Process(self.function)
+                result = self.process.call(self.items[position], self.timeout)
+                if isinstance(result, Failure):
+                    self.process = None
+                self.done.put((position, result))
+        except queue.Empty:
+            pass
+        except RuntimeError as error:
+            self.done.put(error)
+
+    def end(self) -> None:
+        self.ended = True
+        if self.process is not None:
+            self.process.end()
+
+
+class _Process(Generic[Item, Result]):
+    """A worker process and the line to it."""
+
+    def __init__(self, function: Callable[[Item], Result]):
+        context = multiprocessing.get_context("spawn")
+        self.line, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(function, other), daemon=True)
+        self.process.start()
+        other.close()
+        try:
+            ready = self.line.poll(START_SECONDS) and self.line.recv() == "ready"
+        except (EOFError, OSError):
+            ready = False
+        if not ready:
+            self.end()
+            raise RuntimeError("worker processes do not start; call this below `if __name__ == '__main__':`")
+
+    def call(self, item: Item, timeout: float) -> Result | Failure:
+        """The function's result; a failure ends the process."""
+        try:
+            self.line.send(item)
+            if self.line.poll(timeout):
+                result: Result = self.line.recv()
+                return result
+            failure = Failure(f"no answer within {timeout:g} s")
+        except (EOFError, OSError):
+            self.process.join(5.0)
+            failure = Failure(f"its reader died ({_how(self.process.exitcode)})")
+        self.end()
+        return failure
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def _how(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"signal {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def _serve(function: Callable[[Item], Result], line: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    line.send("ready")
+    while True:
+        try:
+            item = line.recv()
+        except EOFError:
+            return
+        line.send(function(item))
