@@ -13,13 +13,15 @@ from typing import Any
 from stillmotion.data.sets.layout import Missing, present
 from stillmotion.data.table import Table, TableError
 
-
-def _lazy(name: str) -> Callable[..., Table]:
-    def read(root: Path, **options: Any) -> Table:
-        table: Table = _reader(name)(root, **options)
-        return table
-
-    return read
+_ABOUT = {
+    "ucf101": "ucfTrainTestlist, splits 1-3; groups are source videos",
+    "hmdb51": "153 split files, splits 1-3; groups are source movies",
+    "kinetics": "CSV lists of any Kinetics; files are named id_start_end",
+    "arid": "list_cvt, splits 1-3, or labels.csv of the six-class selection; groups are scenes",
+    "ut_interaction": "clip_sequence_class.avi; split is the sequence left out; groups are sequences",
+    "fight_surv": "videos.txt or labels.csv; split is one of 5 folds by source video",
+    "kth": "sequences.txt: official persons and frame ranges",
+}
 
 
 def _reader(name: str) -> Callable[..., Table]:
@@ -27,10 +29,15 @@ def _reader(name: str) -> Callable[..., Table]:
     return reader
 
 
-SETS: dict[str, Callable[..., Table]] = {
-    name: _lazy(name)
-    for name in ("ucf101", "hmdb51", "kinetics", "arid", "ut_interaction", "fight_surv", "kth")
-}  # fmt: skip
+def _lazy(name: str, about: str) -> Callable[..., Table]:
+    def read(root: Path, **options: Any) -> Table:
+        return _reader(name)(root, **options)
+
+    read.__doc__ = about
+    return read
+
+
+SETS: dict[str, Callable[..., Table]] = {name: _lazy(name, about) for name, about in _ABOUT.items()}
 
 
 def make_table(

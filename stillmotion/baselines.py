@@ -1,0 +1,244 @@
+"""Rows of a comparison that need no network training: how far do chance, the crop, one frame and plain motion go?
+
+Classifier and settings are chosen by cross-validation over the groups of the training samples; the test samples are
+only predicted. scikit-learn, OpenCV and torch are imported where a row needs them.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillmotion.baseline_features import (
+    Cost,
+    Floats,
+    Work,
+    embed,
+    median_of,
+    milliseconds,
+    read_crop_size,
+    read_features,
+)
+from stillmotion.config import ModelConfig
+from stillmotion.data.table import Table, TableError
+from stillmotion.tasks import UNLABELLED, Task
+
+LARGE = 1000
+"""Training samples above which fewer settings are tried, in fewer folds."""
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """What a row says about the test samples that could be read, in the order of their table.
+
+    Args:
+        ids, groups: Of the samples.
+        logits: Scores (S, num_classes); the largest is the prediction.
+        targets: Class indices (S,), `UNLABELLED` without a label.
+        cost: `params`, `gmacs`, `ms_per_video`, `frames`; None where it is not known.
+        errors: Reason by id of samples that could not be read, of both splits.
+        chosen: Settings that cross-validation chose, for people.
+    """
+
+    ids: list[str]
+    groups: list[str | None]
+    logits: Floats
+    targets: NDArray[np.int64]
+    cost: Cost
+    errors: dict[str, str] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+
+def run_baseline(
+    name: str,
+    train: Table,
+    test: Table,
+    task: Task,
+    *,
+    model: ModelConfig | None = None,
+    cache: Path | None = None,
+    seed: int = 0,
+    workers: int = 2,
+) -> BaselineResult:
+    """Fits a row to the training samples and predicts the test samples.
+
+    Args:
+        name: One of `BASELINES`.
+        train: Samples to learn from; those without a label are passed over.
+        test: Samples to predict.
+        task: Its classes.
+        model: Frozen network of `frame_linear`, with its weights.
+        cache: Folder that keeps features by file and settings, so that further folds do not compute them again.
+        seed: Of the folds in which settings are chosen.
+        workers: Processes that read videos.
+
+    Raises:
+        ValueError: An unknown name, a missing model, or too few samples that can be read.
+    """
+    if name not in BASELINES:
+        raise ValueError(f"unknown baseline {name!r}; known: {', '.join(BASELINES)}")
+    return BASELINES[name](Work(train, test, task, model, cache, seed, workers))
+
+
+def majority(work: Work) -> BaselineResult:
+    """the most frequent class of the training samples, whatever the video"""
+    targets = _targets(work.train, work.task)
+    counts = np.bincount(targets[targets != UNLABELLED], minlength=work.task.num_outputs)
+    if not counts.sum():
+        raise TableError(f"{work.train.source}: no training sample has a value in column `{work.task.target}`")
+    row = np.log((counts + 1e-3) / counts.sum()).astype(np.float32)
+    cost: Cost = {"params": 0, "gmacs": 0.0, "ms_per_video": 0.0, "frames": 0}
+    return BaselineResult(
+        ids=[s.id for s in work.test],
+        groups=[s.group for s in work.test],
+        logits=np.tile(row, (len(work.test), 1)),
+        targets=_targets(work.test, work.task),
+        cost=cost,
+    )
+
+
+def crop_size(work: Work) -> BaselineResult:
+    """width and height of the video, without looking into it"""
+    found, errors = read_features(work, "crop_size", read_crop_size)
+    cost = {"gmacs": 0.0, "ms_per_video": milliseconds(read_crop_size, work.test), "frames": 0}
+    return _classify(work, found, errors, {}, _svms(work), cost)
+
+
+def frame_linear(work: Work) -> BaselineResult:
+    """a frozen network's embedding of the centre frame (or of what its view sees) and a linear classifier"""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
+
+    found, errors, cost = embed(work)
+    probes: list[dict[str, Any]] = [
+        {"classify": [LogisticRegression(max_iter=1000)], "classify__C": [1e-3, 1e-2, 1e-1]},
+        {"classify": [LinearSVC(random_state=work.seed)], "classify__C": [3e-4, 3e-3, 3e-2]},
+    ]
+    return _classify(work, found, errors, {}, probes, cost)
+
+
+def flow_histogram(work: Work) -> BaselineResult:
+    """histograms of optical flow by place, direction, speed and time, and a linear or RBF classifier"""
+    from sklearn.preprocessing import FunctionTransformer
+
+    from stillmotion import flow_histogram as flow
+
+    found, errors = read_features(work, "flow_histogram", flow.read_flow_histogram)
+    pools = [{"segments": s, "speeds": v} for s in (1, 2, 3) for v in ("both", "sum", "fast")]
+    steps = {"pool": FunctionTransformer(flow.pool_histogram)}
+    cost = {
+        "gmacs": None,
+        "ms_per_video": milliseconds(flow.read_flow_histogram, work.test),
+        "frames": median_of(lambda s: len(np.unique(flow.frame_pairs(s)[0])), work.test),
+    }
+    grid = [{"pool__kw_args": pools, **clf} for clf in _svms(work)]
+    return _classify(work, found, errors, steps, grid, cost)
+
+
+BASELINES: dict[str, Callable[[Work], BaselineResult]] = {
+    "majority": majority,
+    "crop_size": crop_size,
+    "frame_linear": frame_linear,
+    "flow_histogram": flow_histogram,
+}
+
+
+def _svms(work: Work) -> list[dict[str, Any]]:
+    from sklearn.svm import SVC, LinearSVC
+
+    linear = {"classify": [LinearSVC(random_state=work.seed)], "classify__C": [1e-3, 1e-2, 1e-1]}
+    # With ties broken, the largest score is the prediction that cross-validation judged.
+    curved = {"classify": [SVC(break_ties=True)], "classify__C": [1.0, 10.0]}
+    return [linear] if len(work.train) > 10 * LARGE else [curved, linear]
+
+
+def _classify(
+    work: Work,
+    found: Mapping[str, Floats],
+    errors: dict[str, str],
+    steps: Mapping[str, Any],
+    grid: Sequence[Mapping[str, Any]],
+    cost: Cost,
+) -> BaselineResult:
+    """Chooses a setting of the grid over training groups, fits it to all training samples, scores the test samples."""
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    known = [s for s in work.train if s.id in found and work.task.encode(s) != UNLABELLED]
+    tested = [s for s in work.test if s.id in found]
+    y = np.array([work.task.encode(s) for s in known])
+    for table, number in ((work.train, len(set(y.tolist())) - 1), (work.test, len(tested))):
+        if number < 1:
+            first = f"; the first that cannot be read: {next(iter(errors.values()))}" if errors else ""
+            what = "samples of two classes to train on" if table is work.train else "sample to predict"
+            raise ValueError(f"{table.source}: no {what}{first}")
+    x, x_test = (np.stack([found[s.id].ravel() for s in samples]) for samples in (known, tested))
+    pipeline = Pipeline([*steps.items(), ("scale", StandardScaler()), ("classify", None)])
+    folds = _folds(y, [s.group or s.id for s in known], work.seed)
+    search = GridSearchCV(
+        pipeline, list(grid), scoring="accuracy", cv=folds, n_jobs=max(1, work.workers) if len(y) > LARGE else 1
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of folds that lack a class, and of slow convergence at a poor setting
+        search.fit(x, y)
+    fitted = search.best_estimator_
+    chosen = {name: str(value) for name, value in search.best_params_.items()}
+    return BaselineResult(
+        ids=[s.id for s in tested],
+        groups=[s.group for s in tested],
+        logits=_scores(fitted, x_test, work.task.num_outputs),
+        targets=np.array([work.task.encode(s) for s in tested], np.int64),
+        cost={"params": (cost.get("params") or 0) + _num_params(fitted["classify"]), **_without_params(cost)},
+        errors=errors,
+        chosen={**chosen, "accuracy_in_folds": round(float(search.best_score_), 4)},
+    )
+
+
+def _folds(y: NDArray[np.int64], groups: Sequence[str], seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Divisions of the training samples by group, classes in proportion; twice over where samples are few.
+
+    With a single group there is nothing to hold out: samples are divided instead.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    number, repeats = (3, 1) if len(y) > LARGE else (5, 2)
+    names = list(groups) if len(set(groups)) > 1 else [str(i) for i in range(len(y))]
+    number = min(number, len(set(names)))
+    folds = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes with fewer samples than folds
+        for repeat in range(repeats):
+            splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed + repeat)
+            folds += [(a, b) for a, b in splitter.split(y, y, names) if len(b) and len(set(y[a].tolist())) > 1]
+    if not folds:
+        raise ValueError(f"{len(set(names))} training groups: each class stands in one alone; more groups are needed")
+    return folds
+
+
+def _scores(fitted: Any, x: Floats, num_classes: int) -> Floats:
+    """Decision values (S, num_classes); a class that training lacked gets less than all others."""
+    values = np.asarray(fitted.decision_function(x), np.float32)
+    if values.ndim == 1:
+        values = np.stack([-values, values], axis=1)
+    scores = np.full((len(x), num_classes), values.min() - 1.0, np.float32)
+    scores[:, fitted.classes_] = values
+    return scores
+
+
+def _num_params(classifier: Any) -> int:
+    """Numbers that the classifier keeps: weights, or support vectors with their factors."""
+    names = ("coef_",) if hasattr(classifier, "coef_") else ("support_vectors_", "dual_coef_")
+    return int(sum(np.size(getattr(classifier, name)) for name in (*names, "intercept_")))
+
+
+def _without_params(cost: Cost) -> Cost:
+    return {name: value for name, value in cost.items() if name != "params"}
+
+
+def _targets(table: Table, task: Task) -> NDArray[np.int64]:
+    return np.array([task.encode(s) for s in table], np.int64)
