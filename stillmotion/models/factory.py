@@ -6,7 +6,7 @@ from typing import Any
 
 from stillmotion.config import ModelConfig
 from stillmotion.models.catalogue import ModelInfo, list_models
-from stillmotion.models.checkpoint import load_weights
+from stillmotion.models.checkpoint import WeightsReport, load_weights
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.libraries import (
     build_timm,

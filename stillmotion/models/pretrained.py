@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from stillmotion.models.checkpoint import read_weights
+from stillmotion.models.checkpoint import WeightsReport, read_weights
 from stillmotion.models.encoder import Encoder
 from stillmotion.results import write_atomic
 from stillmotion.tasks import Task, task_from_dict
@@ -91,10 +91,11 @@ def load_pretrained(
     encoder.views = {k: View.from_dict({**v, **(view or {})}) for k, v in config["views"].items()}
     if weights:
         try:
-            encoder.load_state_dict(read_weights(folder / WEIGHTS), strict=True)
+            encoder.load_state_dict(state := read_weights(folder / WEIGHTS), strict=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise PretrainedError(f"{folder / WEIGHTS}: does not fit {folder / CONFIG} ({reason})") from None
+        encoder.weights_report = WeightsReport(source=str(source), copied=tuple(state), left_out={})
     return encoder.eval(), task_from_dict(config["task"]), config
 
 

@@ -299,7 +299,12 @@ def test_load_model_from_a_run_folder(tmp_path: Path) -> None:
     outputs = run(other, x)
     assert outputs["logits"].shape == (1, 5)
     torch.testing.assert_close(outputs["embedding"], expected["embedding"])
+    assert same.weights_report is not None
+    assert other.weights_report is not None
+    assert set(same.weights_report.copied) - set(other.weights_report.copied) == {"fc.weight", "fc.bias"}
+    assert other.weights_report.classifier == "classifier of 3 classes, here 5"
     random = load_model(ModelConfig(name=str(tmp_path), weights="random", view={"moment": "last"}), num_classes=3)
+    assert random.weights_report is None
     assert not torch.equal(random.state_dict()["conv1.weight"], encoder.state_dict()["conv1.weight"])
     assert view_of(random) == View.from_dict({**view_of(encoder).to_dict(), "moment": "last"})
     tapped = create_model(str(tmp_path), num_classes=3, taps=["layer2"])
