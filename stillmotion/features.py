@@ -12,6 +12,7 @@ from stillmotion.config import DataConfig
 from stillmotion.data.journal import write_atomically
 from stillmotion.data.store import EXTRACT_AGAIN, FeatureStore, FrameStore, file_size
 from stillmotion.data.table import Table
+from stillmotion.methods.base import has_logits
 from stillmotion.methods.hallucinate import feature_dim
 from stillmotion.models.encoder import Encoder, StoredFeatures
 from stillmotion.view import Augment, View
@@ -66,7 +67,7 @@ def _made_by(teacher: Encoder) -> dict[str, Any]:
     options = {k: v for k, v in teacher.config.items() if k not in ("view", "taps", "num_classes")}
     return {
         "weights": weights_hash(teacher, [name for name in teacher.state_dict() if name not in last]),
-        "classifier": weights_hash(teacher, sorted(last)) if _has_logits(teacher) else None,
+        "classifier": weights_hash(teacher, sorted(last)) if has_logits(teacher) else None,
         "model": options,
         "views": {name: view.to_dict() for name, view in teacher.views.items()},
     }
@@ -101,18 +102,11 @@ def weights_hash(encoder: Encoder, names: Sequence[str]) -> str:
     return result.hexdigest()
 
 
-def _has_logits(teacher: Encoder) -> bool:
-    """Whether there is a classifier, and not one that a weights file left at random."""
-    report = teacher.weights_report
-    random = report is not None and (report.classifier or teacher.classifier_names() & set(report.missing))
-    return teacher.num_classes > 0 and not random
-
-
 def feature_fields(teacher: Encoder) -> dict[str, tuple[int, int]]:
     """What is stored of a teacher: shape (N, D) by name."""
     moments = {view.num_moments for view in teacher.views.values()}
     assert len(moments) == 1, "the views of a network see the same moments"
-    names = ["embedding", *(["logits"] if _has_logits(teacher) else []), *teacher.taps]
+    names = ["embedding", *(["logits"] if has_logits(teacher) else []), *teacher.taps]
     return {name: (max(moments), feature_dim(teacher, name)) for name in names}
 
 

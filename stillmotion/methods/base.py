@@ -10,6 +10,16 @@ from stillmotion.tasks import Task
 from stillmotion.view import View
 
 
+def has_logits(encoder: Encoder) -> bool:
+    """Whether a network's logits mean something: not without a classifier, nor with one that its weights left out.
+
+    A network whose weights are all random passes: that is a control, and meant.
+    """
+    report = encoder.weights_report
+    left_out = report is not None and (report.classifier or encoder.classifier_names() & set(report.missing))
+    return encoder.num_classes > 0 and not left_out
+
+
 class Method(nn.Module):
     """A way to train a student. Subclasses write `forward` and name their roles.
 

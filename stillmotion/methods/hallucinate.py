@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillmotion.methods.base import Method
+from stillmotion.methods.base import Method, has_logits
 from stillmotion.models.encoder import Batch, Encoder, StoredFeatures
 from stillmotion.models.student import Fusion, HallucinatingStudent, Tap
 from stillmotion.tasks import Task
@@ -109,12 +109,12 @@ def feature_dim(teacher: Encoder, target: str) -> int:
     """
     if target == "embedding":
         return teacher.embedding_dim
-    if target == "logits" and teacher.num_classes:
+    if target == "logits" and has_logits(teacher):
         return teacher.num_classes
     if isinstance(teacher, StoredFeatures) and target in teacher.taps:
         return teacher.tap_dims[target]
     if target not in teacher.taps:
-        have = ", ".join(["embedding", *(["logits"] if teacher.num_classes else []), *teacher.taps])
+        have = ", ".join(["embedding", *(["logits"] if has_logits(teacher) else []), *teacher.taps])
         raise ValueError(
             f"target={target!r}: the teacher gives {have}; name one of these, or let the teacher give a further "
             "layer with teacher.options.taps=[LAYER]"

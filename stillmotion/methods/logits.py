@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillmotion.methods.base import Method
+from stillmotion.methods.base import Method, has_logits
 from stillmotion.models.encoder import Batch, Encoder
 from stillmotion.tasks import Task
 
@@ -66,10 +66,18 @@ class LogitDistillation(Method):
             encoders = {"student": encoders["student"]}
         super().__init__(encoders, task)
         self.temperature, self.weight, self.task_weight = temperature, weight, task_weight
-        if weight and self.encoder("teacher").num_classes != self.student.num_classes:
+        if weight:
+            self._check_classes(self.encoder("teacher"))
+
+    def _check_classes(self, teacher: Encoder) -> None:
+        remedy = "logit distillation needs a teacher that was trained on the same classes"
+        if not has_logits(teacher):
+            report = teacher.weights_report
+            reason = f" ({report.source}: {report.classifier})" if report is not None and report.classifier else ""
+            raise ValueError(f"the teacher has no trained classifier{reason}; {remedy}")
+        if teacher.num_classes != self.student.num_classes:
             raise ValueError(
-                f"the teacher gives {self.encoder('teacher').num_classes} logits, the student "
-                f"{self.student.num_classes}; logit distillation needs a teacher that was trained on the same classes"
+                f"the teacher gives {teacher.num_classes} logits, the student {self.student.num_classes}; {remedy}"
             )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,14 +1,18 @@
 """Logit distillation: the loss by hand, and what it trains."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from stillmotion.config import MethodConfig
+from stillmotion.config import MethodConfig, ModelConfig
 from stillmotion.methods import build_method
 from stillmotion.methods.base import Method
 from stillmotion.methods.logits import distillation_loss
+from stillmotion.models.factory import create_model, load_model
+from stillmotion.models.pretrained import save_pretrained
+from stillmotion.tasks import Classification
 from tests.methods.networks import TASK, random_batch, student_backbone, video_teacher
 
 
@@ -64,3 +68,16 @@ def test_teacher_of_other_classes_is_refused() -> None:
         build_method(MethodConfig(name="logits"), student_backbone(), teachers, TASK)
     with pytest.raises(ValueError, match=r"temperature=0\.0"):
         make(temperature=0.0)
+
+
+def test_teacher_without_a_trained_classifier_is_refused(tmp_path: Path) -> None:
+    """A run of other classes keeps its backbone; its classifier would start at random."""
+    save_pretrained(create_model("resnet3d_10", num_classes=5, width=4), Classification(tuple("abcde")), tmp_path)
+    teacher = load_model(ModelConfig(name=str(tmp_path)), num_classes=3)
+    with pytest.raises(ValueError, match=r"no trained classifier .*: classifier of 5 classes, here 3"):
+        build_method(MethodConfig(name="logits"), student_backbone(), {"teacher": teacher}, TASK)
+    config = MethodConfig(name="hallucinate", options={"target": "logits"})
+    with pytest.raises(ValueError, match="target='logits': the teacher gives embedding;"):
+        build_method(config, student_backbone(), {"teacher": teacher}, TASK)
+    random = load_model(ModelConfig(name=str(tmp_path), weights="random"), num_classes=3)  # a control, and meant
+    assert build_method(MethodConfig(name="logits"), student_backbone(), {"teacher": random}, TASK)
