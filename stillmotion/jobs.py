@@ -26,12 +26,14 @@ class Job:
         function: Of a module (workers import it); its result is discarded, so it writes files.
         arguments: Its keyword arguments; pickled.
         after: Names of jobs that must have succeeded before.
+        lock: Jobs with the same one never run side by side; empty: no such rule.
     """
 
     name: str
     function: Callable[..., object]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     after: tuple[str, ...] = ()
+    lock: str = ""
 
 
 Report = Callable[[str, str, str | None], None]
@@ -64,6 +66,7 @@ def run_jobs(
     context = _context(preload)
     waiting, failed = list(jobs), dict[str, str]()
     running: dict[str, tuple[BaseProcess, multiprocessing.connection.Connection]] = {}
+    locks: dict[str, str] = {}
     try:
         while waiting or running:
             for job in list(waiting):
@@ -72,8 +75,9 @@ def run_jobs(
                     waiting.remove(job)
                     failed[job.name] = f"not run, as {broken} failed"
                     report(job.name, "failed", failed[job.name])
-                elif len(running) < workers and not open_names & set(job.after):
+                elif len(running) < workers and not open_names & set(job.after) and job.lock not in locks.values():
                     waiting.remove(job)
+                    locks |= {job.name: job.lock} if job.lock else {}
                     report(job.name, "started", None)
                     running[job.name] = _start(context, job, logs, workers)
             if not running:
@@ -81,6 +85,7 @@ def run_jobs(
                 continue
             for name in _ended(running):
                 process, pipe = running.pop(name)
+                locks.pop(name, None)
                 if reason := _outcome(process, pipe):
                     failed[name] = reason
                 report(name, "failed" if reason else "done", reason)

@@ -192,7 +192,7 @@ def format_cost(name: str, value: float | None) -> str:
         return f"{value / 1e6:.2f} M" if value >= 1e5 else f"{value:.0f}"
     if name == "frames":
         return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
-    return f"{value:.3g}" if not 0 < value < 1 else f"{value:.3f}"
+    return f"{value:.3f}" if 0 < value < 1 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

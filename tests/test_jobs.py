@@ -63,6 +63,13 @@ def test_side_by_side(tmp_path: Path) -> None:
     assert max(moment(tmp_path / f"{n}.start") for n in "ab") < min(moment(tmp_path / f"{n}.end") for n in "ab")
 
 
+def test_locked_jobs_run_one_after_the_other(tmp_path: Path) -> None:
+    jobs = [Job(n, note, {"folder": tmp_path, "name": n, "wait": 0.2}, lock="one") for n in "ab"]
+    assert run_jobs([*jobs, Job("bad", fail, {"text": "x"}, lock="one")], logs=tmp_path, workers=3) == {"bad": "x"}
+    first, second = sorted((moment(tmp_path / f"{n}.start"), moment(tmp_path / f"{n}.end")) for n in "ab")
+    assert first[1] < second[0]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_jobs_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> None:

@@ -87,7 +87,8 @@ def test_costs_read_well() -> None:
     assert format_cost("params", 47_521_216) == "47.52 M"
     assert format_cost("params", 606) == "606"
     assert format_cost("gmacs", 9.7) == "9.7"
-    assert format_cost("ms_per_video", 123.456) == "123"
+    assert [format_cost("ms_per_video", v) for v in (0.0, 0.1234, 4.2, 123.456, 1234.5)] == [
+        "0", "0.123", "4.2", "123", "1234"]  # fmt: skip
     assert format_cost("frames", None) == "–"
 
 

@@ -243,7 +243,8 @@ def plot_series(
         xlabel, ylabel: Of the axes.
     """
     positions = list(dict.fromkeys(x for line in lines.values() for x in line))
-    figure, (axis,) = new_figure(max(5.0, 1.1 * len(positions) + 2.5), 3.8)
+    room = max(1.1, 0.1 * max(map(len, positions), default=0))  # inches for a name
+    figure, (axis,) = new_figure(max(5.0, room * len(positions) + 2.5), 3.8)
     for i, (name, line) in enumerate(lines.items()):
         # Side by side, so that error bars do not cover each other.
         x = [positions.index(p) + 0.06 * (i - (len(lines) - 1) / 2) for p in line]
