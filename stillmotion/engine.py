@@ -147,10 +147,14 @@ class Engine(L.LightningModule):
         self.check_finite()
         row: dict[str, float] = {"epoch": self.epoch, "step": self.step}
         row["lr"] = self.config.lr * self.schedule.factor(max(0, self.step - 1))
-        row |= means(self.totals()) | self._val_row
+        self.errors = {k: v for part in self.gather(self.errors) for k, v in part.items()}
+        totals = self.totals()
+        if not totals and len(self.errors) >= len(self.loaders.train_ids):
+            name, reason = next(iter(self.errors.items()))
+            raise ValueError(f"none of {len(self.errors)} training samples can be read; the first: {name}: {reason}")
+        row |= means(totals) | self._val_row
         row["seconds"] = round(time.monotonic() - self._began, 3)
         self.history.append(row)
-        self.errors = {k: v for part in self.gather(self.errors) for k, v in part.items()}
         self.schedule.end_epoch(self._val_row.get("val_loss"))
         self._judge()
         self.epoch, self.batch, self._sums = self.epoch + 1, 0, {}

@@ -147,7 +147,7 @@ def pick_device(device: str) -> torch.device:
         ValueError: There is no such device.
     """
     if device == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         torch.zeros(1, device=device)
         return torch.device(device)

@@ -65,7 +65,7 @@ class Job:
 
 
 def train(
-    table: str | Table,
+    table: str | Path | Table,
     *,
     output: str | Path,
     student: ModelConfig,
@@ -194,7 +194,9 @@ def prepare(job: Job, parts: Parts, task: Task) -> Engine:
     """The engine, where the last checkpoint left it."""
     method = build(job, parts.train, task)
     if job.trainer.channels_last:
-        method.to(memory_format=torch.channels_last)
+        for parameter in method.parameters():
+            if parameter.ndim == 4:  # `Module.to` would refuse networks that have 3D convolutions
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if job.trainer.compile:
         # Measuring the gradients of the parts goes through the graph more than once.
         torch._functorch.config.donated_buffer = False
@@ -243,6 +245,7 @@ def deliver(job: Job, engine: Engine, parts: Parts, task: Task, device: torch.de
     draw_curves(run, engine)
     counted = {"unreadable": float(len(errors))} if errors else {}
     run.write_results([make_row(run.path.name, {k: [v] for k, v in {**metrics, **counted}.items()}, cost)])
+    (run.path / BEST).unlink(missing_ok=True)
     say(f"{run.path}: {engine.epoch} epochs, {engine.step} steps; {summary(run)}")
 
 
@@ -269,7 +272,7 @@ def draw_curves(run: Run, engine: Engine) -> None:
 def summary(run: Run) -> str:
     """What came out, in a few words."""
     metrics = run.results()[0]["metrics"]
-    parts = [f"{name} {m['mean']:.3f}" for name, m in metrics.items() if m["mean"] is not None]
+    parts = [f"{name} {m['mean']:.3f}" for name, m in metrics.items() if m["mean"] is not None and name != "unreadable"]
     if broken := run.read_json("report.json")["unreadable"]:
         parts.append(f"{broken} unreadable sample{'s' if broken > 1 else ''}, listed in {run.path / 'broken.csv'}")
     return ", ".join(parts) or "no test split was evaluated"
