@@ -8,8 +8,8 @@ corrupt, are exact and may be read; `VideoInfo.fault` says what is wrong. Asking
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -67,8 +67,23 @@ class _Known:
     damaged: tuple[int, ...] = ()
 
 
+@dataclass
+class _Counted:
+    """Frames of the video that was counted last, for the read that mostly follows: one decode for both."""
+
+    known: _Known | None = None
+    frames: list[VideoFrame] = field(default_factory=list)
+
+    def take(self, known: _Known) -> list[VideoFrame]:
+        """The frames if they are this video's; they are given away once."""
+        frames = self.frames if self.known is known else []
+        self.known, self.frames = None, []
+        return frames
+
+
 _Key = tuple[str, int, int, int]
 _known: OrderedDict[_Key, _Known] = OrderedDict()
+_counted = _Counted()
 
 
 class _NotAsIndexed(Exception):
@@ -152,6 +167,10 @@ class _Sheet:
         self._length = len(numbers)
         self._frames: NDArray[np.uint8] | None = None
 
+    def clear(self) -> None:
+        """Starts again, perhaps with pictures of another size."""
+        self._frames = None
+
     def put(self, number: int, picture: NDArray[np.uint8]) -> None:
         if self._frames is None:
             self._frames = np.empty((self._length, *picture.shape), np.uint8)
@@ -210,8 +229,10 @@ def _describe(container: InputContainer, video: VideoStream, known: _Known) -> V
 
 def _examine(path: Path, stream: int | None, known: _Known) -> VideoInfo:
     """By decoding everything, which shows what no index can promise."""
-    seen = examine(path, stream)
+    frames: list[VideoFrame] = []
+    seen = examine(path, stream, keep=frames)
     known.index, known.damaged = None, seen.damaged
+    _counted.known, _counted.frames = known, frames
     return VideoInfo(seen.num_frames, seen.fps, *seen.size, False, seen.keyframes, seen.fault, seen.notes)
 
 
@@ -226,25 +247,42 @@ def _read_images(path: Path, sheet: _Sheet, short_side: int | None) -> None:
 
 def _read_video(path: Path, sheet: _Sheet, stream: int | None, short_side: int | None) -> None:
     key = _key(path, stream)
-    known, used = _known.get(key), False
-    with open_video(path, stream, known=known is not None and known.index is not None) as (container, video):
-        if known is None:
-            known, used = _scan(key, container, video)
+    known = _known.get(key)
+    if known is not None and known.index is not None:
+        _check_range(path, sheet.wanted, known.index.num_frames)
+        with open_video(path, stream, quickly=True) as (container, video):
+            if _found(container, video, known.index, sheet, short_side):
+                return
+    elif known is not None and _count(_counted.take(known), sheet, short_side):
+        return
+    with open_video(path, stream) as (container, video):
+        known, used = (known, False) if known is not None else _scan(key, container, video)
         if known.index is not None:
             used = True
             _check_range(path, sheet.wanted, known.index.num_frames)
-            try:
-                _paint(_seek(container, video, known.index, sheet.wanted), video, sheet, short_side)
+            if _found(container, video, known.index, sheet, short_side):
                 return
-            except (_NotAsIndexed, av.FFmpegError):
-                known.index, known.info = None, None
-        if not used and _count(container, video, sheet, short_side):
+            known.index, known.info = None, None
+        if not used and _count(container.decode(video), sheet, short_side):
             return
     if used:
         with open_video(path, stream) as (container, video):
-            if _count(container, video, sheet, short_side):
+            if _count(container.decode(video), sheet, short_side):
                 return
     _refuse(path, stream, sheet, known)
+
+
+def _found(container: InputContainer, video: VideoStream, index: Index, sheet: _Sheet, short_side: int | None) -> bool:
+    """Fills the sheet by seeking; False if anything comes out otherwise than the index says."""
+    painter = Painter((video.codec_context.width, video.codec_context.height), short_side)
+    try:
+        for number, frame in _seek(container, video, index, sheet.wanted):
+            if (frame.width, frame.height) != painter.stored:
+                return False  # what the first frame's size is, only counting tells
+            sheet.put(number, painter(frame))
+    except (_NotAsIndexed, av.FFmpegError):
+        return False
+    return True
 
 
 def _seek(
@@ -299,21 +337,14 @@ def _decode_run(
     yield from context.decode(None)
 
 
-def _paint(frames: Iterator[tuple[int, VideoFrame]], video: VideoStream, sheet: _Sheet, short_side: int | None) -> None:
-    painter = Painter((video.codec_context.width, video.codec_context.height), short_side)
-    for number, frame in frames:
-        if (frame.width, frame.height) != painter.stored:
-            raise _NotAsIndexed  # what the first frame's size is, only counting tells
-        sheet.put(number, painter(frame))
-
-
-def _count(container: InputContainer, video: VideoStream, sheet: _Sheet, short_side: int | None) -> bool:
-    """Decodes from the start until all wanted frames are there; False if one is not, or is damaged."""
+def _count(frames: Iterable[VideoFrame], sheet: _Sheet, short_side: int | None) -> bool:
+    """Takes frames from the first on until all wanted ones are there; False if one is not, or is damaged."""
     if sheet.wanted[0] < 0:
         return False
+    sheet.clear()
     painter: Painter | None = None
     try:
-        for number, frame in enumerate(container.decode(video)):
+        for number, frame in enumerate(frames):
             painter = painter or Painter((frame.width, frame.height), short_side)
             if number in sheet.rows:
                 if frame.is_corrupt:

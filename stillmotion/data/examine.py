@@ -22,6 +22,7 @@ from stillmotion.data.picture import Size, Turn, as_array, scaled
 RAW_STREAMS = frozenset(["m4v", "h264", "hevc", "mpegvideo", "vc1", "av1", "obu", "cavsvideo", "dirac", "mjpeg"])
 """Containers that are none: a bare stream of pictures without times."""
 DIGEST_SIZE = 64
+KEEP_BYTES = 48 * 2**20
 
 
 @dataclass(frozen=True)
@@ -51,20 +52,21 @@ class Examination:
 
 @contextmanager
 def open_video(
-    path: Path, stream: int | None = None, *, known: bool = False
+    path: Path, stream: int | None = None, *, quickly: bool = False
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Opens a file and one of its video streams.
 
     Args:
         path: The file.
         stream: Which of the video streams, counted from 0; None: the first.
-        known: An index exists, so FFmpeg need not read ahead to guess frame rates (half of the time for Matroska).
+        quickly: Without reading ahead to guess frame rates and delays (half of the time for Matroska); where an index
+            tells which frames must come.
 
     Raises:
         VideoError: Not there, not a video, or no such stream.
     """
     try:
-        container = av.open(str(path), options={"analyzeduration": "1"} if known else {})
+        container = av.open(str(path), options={"analyzeduration": "1"} if quickly else {})
     except FileNotFoundError as error:
         raise VideoError(f"{path}: not found") from error
     except (OSError, ValueError) as error:
@@ -96,9 +98,10 @@ def frame_rate(stream: VideoStream, pts: Sequence[int] | NDArray[np.int64]) -> f
         pts: Timestamps of all its frames, in any order.
     """
     declared = float(stream.average_rate) if stream.average_rate else None
-    if len(pts) < 2 or not stream.time_base or max(pts) == min(pts):
+    span = int(np.ptp(pts)) if len(pts) else 0
+    if not span or not stream.time_base:
         return declared
-    mean = (len(pts) - 1) / float(int(max(pts) - min(pts)) * stream.time_base)
+    mean = (len(pts) - 1) / float(span * stream.time_base)
     for rate in (declared, declared / 2.0) if declared else ():
         if abs(mean / rate - 1.0) < max(0.1, 1.5 / len(pts)):
             return rate
@@ -140,13 +143,20 @@ class _Tally:
         self.frames += 1
 
 
-def examine(path: Path, stream: int | None = None, *, digest: bool = False) -> Examination:
+def examine(
+    path: Path, stream: int | None = None, *, digest: bool = False, keep: list[VideoFrame] | None = None
+) -> Examination:
     """Decodes everything in order.
+
+    Args:
+        path, stream: As in `open_video`.
+        digest: Also hash all frames.
+        keep: Is filled with the decoded frames, or left empty where they take more than `KEEP_BYTES`.
 
     Raises:
         VideoError: Not one frame can be decoded.
     """
-    tally = _Tally()
+    tally, kept = _Tally(), 0
     scaler, content = VideoReformatter(), hashlib.blake2b(digest_size=16)
     with open_video(path, stream) as (container, video):
         try:
@@ -154,10 +164,15 @@ def examine(path: Path, stream: int | None = None, *, digest: bool = False) -> E
                 tally.packet(packet)
                 for frame in packet.decode():
                     tally.frame(frame)
+                    kept += sum(plane.buffer_size for plane in frame.planes)
+                    if keep is not None and kept <= KEEP_BYTES:
+                        keep.append(frame)
                     if digest:
                         content.update(as_array(scaled(scaler, frame, DIGEST_SIZE, DIGEST_SIZE)).tobytes())
         except av.FFmpegError as error:
             tally.error = error
+        if keep is not None and kept > KEEP_BYTES:
+            keep.clear()
         untimed = container.format.name in RAW_STREAMS or is_still(container)
         fault = "; ".join(_faults(path, container, video, tally)) or None
         if not tally.frames:
