@@ -8,7 +8,7 @@ corrupt, are exact and may be read; `VideoInfo.fault` says what is wrong. Asking
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -26,6 +26,7 @@ from stillmotion.data.faults import VideoError, missing_bytes
 from stillmotion.data.images import image_files, image_size, is_images, read_image, reduced
 from stillmotion.data.index import Index, build_index, packet_reader
 from stillmotion.data.picture import Painter, Turn, reduced_size
+from stillmotion.data.seek import NotAsIndexed, seek_frames
 
 __all__ = ["VideoError", "VideoInfo", "decode_frames", "probe", "read_frames"]
 
@@ -84,10 +85,6 @@ class _Counted:
 _Key = tuple[str, int, int, int]
 _known: OrderedDict[_Key, _Known] = OrderedDict()
 _counted = _Counted()
-
-
-class _NotAsIndexed(Exception):
-    """Seeking did not give what the index says; count instead."""
 
 
 def read_frames(path: str | Path, indices: ArrayLike, *, stream: int | None = None) -> NDArray[np.uint8]:
@@ -218,8 +215,8 @@ def _describe(container: InputContainer, video: VideoStream, known: _Known) -> V
     if known.index is None:
         return None
     try:
-        _, first = next(_seek(container, video, known.index, [0]))
-    except (_NotAsIndexed, av.FFmpegError):
+        _, first = next(seek_frames(container, video, known.index, [0]))
+    except (NotAsIndexed, av.FFmpegError):
         known.index = None
         return None
     width, height = Turn(first).size((first.width, first.height))
@@ -276,65 +273,13 @@ def _found(container: InputContainer, video: VideoStream, index: Index, sheet: _
     """Fills the sheet by seeking; False if anything comes out otherwise than the index says."""
     painter = Painter((video.codec_context.width, video.codec_context.height), short_side)
     try:
-        for number, frame in _seek(container, video, index, sheet.wanted):
+        for number, frame in seek_frames(container, video, index, sheet.wanted):
             if (frame.width, frame.height) != painter.stored:
                 return False  # what the first frame's size is, only counting tells
             sheet.put(number, painter(frame))
-    except (_NotAsIndexed, av.FFmpegError):
+    except (NotAsIndexed, av.FFmpegError):
         return False
     return True
-
-
-def _seek(
-    container: InputContainer, video: VideoStream, index: Index, wanted: list[int]
-) -> Iterator[tuple[int, VideoFrame]]:
-    """Frames by number, each decoded from the keyframe that it needs."""
-    numbers = {int(index.pts[index.order[number]]): number for number in wanted}
-    for first, last in _runs(index, wanted):
-        for frame in _decode_run(container, video, index, first, last, numbers):
-            number = numbers.pop(frame.pts, None) if frame.pts is not None else None
-            if number is not None:
-                if frame.is_corrupt:
-                    raise _NotAsIndexed
-                yield number, frame
-    if numbers:
-        raise _NotAsIndexed
-
-
-def _runs(index: Index, wanted: list[int]) -> list[tuple[int, int]]:
-    """Stretches of packets, first and last, that hold the wanted frames and all that those need."""
-    runs: list[tuple[int, int]] = []
-    for last in sorted(int(index.order[number]) for number in wanted):
-        first = index.start_for(last)
-        while runs and first <= runs[-1][1] + 1:
-            first = min(first, runs.pop()[0])
-        runs.append((first, last))
-    return runs
-
-
-def _decode_run(
-    container: InputContainer, video: VideoStream, index: Index, first: int, last: int, numbers: dict[int, int]
-) -> Iterator[VideoFrame]:
-    """Frames of the packets `first` to `last`; those that nobody wants or needs are skipped."""
-    context = video.codec_context
-    expected = index.pts[first : last + 1].tolist()
-    spare = index.disposable[first : last + 1].tolist()
-    container.seek(int(index.seek_times[first]), stream=video)
-    position, skipping = -1, False
-    for packet in container.demux(video):
-        if position < 0 and packet.pts is not None and packet.pts != expected[0]:
-            continue  # the container went further back than asked
-        position += 1
-        if packet.pts != expected[position]:
-            raise _NotAsIndexed
-        if skipping != (spare[position] and packet.pts not in numbers):
-            skipping = not skipping
-            context.skip_frame = "NONREF" if skipping else "DEFAULT"
-        yield from packet.decode()
-        if position == len(expected) - 1:
-            break
-    context.skip_frame = "DEFAULT"
-    yield from context.decode(None)
 
 
 def _count(frames: Iterable[VideoFrame], sheet: _Sheet, short_side: int | None) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from stillmotion.data import decode
+from stillmotion.data import decode, seek
 from stillmotion.data.decode import VideoError, decode_frames, probe, read_frames
 from stillmotion.data.index import Index
 from tests.conftest import DATA, MakeVideo, needs_data
@@ -203,10 +203,10 @@ def test_a_frame_before_its_keyframe_is_decoded_from_the_one_before() -> None:
     index = _index([0, 3, 1, 2, 6, 4, 5, 7], syncs=(0, 4))
     assert [index.start_for(position) for position in range(8)] == [0, 0, 0, 0, 4, 0, 0, 4]
     assert index.keyframes == (0, 6)
-    assert decode._runs(index, [7]) == [(4, 7)]
-    assert decode._runs(index, [1, 7]) == [(0, 2), (4, 7)]
-    assert decode._runs(index, [2, 5, 7]) == [(0, 7)]
-    assert decode._runs(index, [6, 4]) == [(0, 5)]  # B4 needs more than I6, which lies before it in the file
+    assert seek.runs(index, [7]) == [(4, 7)]
+    assert seek.runs(index, [1, 7]) == [(0, 2), (4, 7)]
+    assert seek.runs(index, [2, 5, 7]) == [(0, 7)]
+    assert seek.runs(index, [6, 4]) == [(0, 5)]  # B4 needs more than I6, which lies before it in the file
 
 
 def _index(pts: list[int], syncs: tuple[int, ...]) -> Index:
@@ -232,14 +232,14 @@ def test_one_frame_of_a_long_video_is_reached_by_seeking(
     path = make_video(tmp_path / "a.mp4", moving(200), options={"g": "10", "bf": "0", "sc_threshold": "0"})
     keyframe = probe(path).keyframes[12]
     decoded: list[int | None] = []
-    run = decode._decode_run
+    run = seek._decode_run
 
     def watched(*args: Any) -> Iterator[av.VideoFrame]:
         for frame in run(*args):
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(decode, "_decode_run", watched)
+    monkeypatch.setattr(seek, "_decode_run", watched)
     decode_frames(path, [keyframe])
     assert len(decoded) == 1
     decode_frames(path, [keyframe + 4])
