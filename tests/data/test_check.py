@@ -6,12 +6,14 @@ import signal
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from stillmotion.data.check import CheckReport, check, check_table
+from stillmotion.data.check import CheckReport, check, check_table, look
+from stillmotion.data.examine import Examination
 from stillmotion.data.pool import Failure, run_apart
 from stillmotion.data.table import Sample, Table, read_table
 from tests.conftest import DATA, MakeVideo, needs_data
@@ -148,6 +150,37 @@ def test_one_unreadable_file_gives_one_and_the_others_are_counted(tmp_path: Path
     ]
     assert report.exit_code == 1
     assert report.to_dict()["num_readable"] == 3
+
+
+def test_folder_with_a_damaged_image_is_readable_in_part(tmp_path: Path) -> None:
+    for number in range(4):
+        Image.fromarray(noise(9)[number]).save(tmp_path / f"{number}.png")
+    whole = look(str(tmp_path))
+    assert isinstance(whole, Examination)
+    assert (whole.num_frames, whole.size, whole.fault) == (4, (48, 32), None)
+    data = (tmp_path / "2.png").read_bytes()
+    (tmp_path / "2.png").write_bytes(data[: len(data) // 2])
+    part = look(str(tmp_path))
+    assert isinstance(part, Examination)
+    assert (part.num_frames, part.damaged) == (4, (2,))
+    assert (part.fault or "").startswith("1 of 4 images cannot be read, first 2.png: an image that cannot be read (")
+    assert part.digest != whole.digest
+
+
+def test_same_frames_in_another_container_are_found(tmp_path: Path, make_video: MakeVideo) -> None:
+    source = make_video(tmp_path / "a.mp4", noise(0))
+    other = look(str(make_video(tmp_path / "b.mp4", noise(1))))
+    with av.open(str(source)) as old, av.open(str(tmp_path / "a.mkv"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    first, second = look(str(source)), look(str(tmp_path / "a.mkv"))
+    assert isinstance(first, Examination)
+    assert isinstance(second, Examination)
+    assert isinstance(other, Examination)
+    assert first.digest == second.digest != other.digest
 
 
 def _work(item: str) -> str:
