@@ -43,9 +43,14 @@ def _expand(arguments: Sequence[str]) -> list[str]:
     """Writes out what is shorter to type than jsonargparse takes it.
 
     `--student timm/resnet18` -> `--student.name timm/resnet18` (a YAML or JSON file or text stays as it is);
-    `predict MODEL a.mp4 b.mp4` -> `predict MODEL ["a.mp4", "b.mp4"]`.
+    `predict MODEL a.mp4 b.mp4` -> `predict MODEL ["a.mp4", "b.mp4"]`. `--config FILE` moves to the front, so that
+    whatever stands on the command line wins over the file, on either side of it.
     """
     result = list(arguments)
+    if "--config" in result[1:-1]:
+        at = result.index("--config", 1)
+        command = 2 if result[0] in ("data", "list") else 1
+        result = [*result[:command], *result[at : at + 2], *result[command:at], *result[at + 2 :]]
     if result[:1] == ["predict"]:
         result = _join_inputs(result)
     for i, argument in enumerate(result):

@@ -1,5 +1,6 @@
 """Settings of a run as plain typed data: they are the command line, the YAML files and `config.json`."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,12 +20,19 @@ class ModelConfig:
             None starts at random (or, for a run folder, takes its weights; `random` keeps them out: a control).
         options: Further arguments of the network.
         view: Settings of `View` that differ from the network's own (size, num_frames, moment, ...).
+
+    Environment variables in `name` and `weights` ($STILLMOTION_DATA/...) are replaced.
     """
 
     name: str
     weights: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     view: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", os.path.expandvars(self.name))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", os.path.expandvars(self.weights))
 
 
 @dataclass(frozen=True, kw_only=True)

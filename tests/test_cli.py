@@ -78,6 +78,16 @@ def test_short_names_expand_but_files_and_json_do_not() -> None:
     assert _expand(["--student", '{"name": "x"}']) == ["--student", '{"name": "x"}']
 
 
+def test_the_command_line_wins_over_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text("table: a.csv\noutput: o\nstudent:\n  name: timm/resnet18\nseed: 1\n")
+    with pytest.raises(SystemExit):
+        main(["train", "b.csv", "--seed", "2", "--config", str(config), "--print_config"])
+    text = capsys.readouterr().out
+    assert "table: b.csv" in text
+    assert "seed: 2" in text
+
+
 def test_prediction_takes_many_inputs() -> None:
     given = ["predict", "--top", "2", "m.onnx", "a b.mp4", "--output=o.csv", "0", "--device", "cpu"]
     assert _expand(given) == [
