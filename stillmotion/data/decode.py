@@ -7,10 +7,10 @@ Partly readable files: the frames before the first decoding error, except those 
 corrupt, are exact and may be read; `VideoInfo.fault` says what is wrong. Asking for any other frame raises.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import NoReturn
 
 import av
@@ -68,22 +68,26 @@ class _Known:
     damaged: tuple[int, ...] = ()
 
 
-@dataclass
 class _Counted:
     """Frames of the video that was counted last, for the read that mostly follows: one decode for both."""
 
-    known: _Known | None = None
-    frames: list[VideoFrame] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._last: tuple[_Known | None, list[VideoFrame]] = (None, [])
+
+    def put(self, known: _Known, frames: list[VideoFrame]) -> None:
+        with self._lock:
+            self._last = (known, frames)
 
     def take(self, known: _Known) -> list[VideoFrame]:
         """The frames if they are this video's; they are given away once."""
-        frames = self.frames if self.known is known else []
-        self.known, self.frames = None, []
-        return frames
+        with self._lock:
+            last, self._last = self._last, (None, [])
+        return last[1] if last[0] is known else []
 
 
 _Key = tuple[str, int, int, int]
-_known: OrderedDict[_Key, _Known] = OrderedDict()
+_known: dict[_Key, _Known] = {}
 _counted = _Counted()
 
 
@@ -145,12 +149,13 @@ def probe(path: str | Path, *, stream: int | None = None) -> VideoInfo:
         return VideoInfo(len(files), None, *image_size(files[0]), True, tuple(range(len(files))))
     key = _key(path, stream)
     known = _known.get(key)
-    if known is None or known.info is None:
+    info = known.info if known is not None else None
+    if known is None or info is None:
         with open_video(path, stream) as (container, video):
             known = known or _scan(key, container, video)[0]
-            known.info = _describe(container, video, known)
-    known.info = known.info or _examine(path, stream, known)
-    return known.info
+            info = _describe(container, video, known)
+        known.info = info = info or _examine(path, stream, known)
+    return info
 
 
 class _Sheet:
@@ -206,22 +211,23 @@ def _scan(key: _Key, container: InputContainer, video: VideoStream) -> tuple[_Kn
         index = None
     known = _known[key] = _Known(index)
     while len(_known) > NUM_REMEMBERED:
-        _known.popitem(last=False)
+        _known.pop(next(iter(_known)), None)
     return known, reader is not None
 
 
 def _describe(container: InputContainer, video: VideoStream, known: _Known) -> VideoInfo | None:
     """From the index and the first frame, which knows how it is turned; None where there is no index."""
-    if known.index is None:
+    index = known.index
+    if index is None:
         return None
     try:
-        _, first = next(seek_frames(container, video, known.index, [0]))
+        _, first = next(seek_frames(container, video, index, [0]))
     except (NotAsIndexed, av.FFmpegError):
         known.index = None
         return None
     width, height = Turn(first).size((first.width, first.height))
-    fps = frame_rate(video, known.index.pts)
-    return VideoInfo(known.index.num_frames, fps, width, height, True, known.index.keyframes)
+    fps = frame_rate(video, index.pts)
+    return VideoInfo(index.num_frames, fps, width, height, True, index.keyframes)
 
 
 def _examine(path: Path, stream: int | None, known: _Known) -> VideoInfo:
@@ -229,7 +235,7 @@ def _examine(path: Path, stream: int | None, known: _Known) -> VideoInfo:
     frames: list[VideoFrame] = []
     seen = examine(path, stream, keep=frames)
     known.index, known.damaged = None, seen.damaged
-    _counted.known, _counted.frames = known, frames
+    _counted.put(known, frames)
     return VideoInfo(seen.num_frames, seen.fps, *seen.size, False, seen.keyframes, seen.fault, seen.notes)
 
 
@@ -245,19 +251,21 @@ def _read_images(path: Path, sheet: _Sheet, short_side: int | None) -> None:
 def _read_video(path: Path, sheet: _Sheet, stream: int | None, short_side: int | None) -> None:
     key = _key(path, stream)
     known = _known.get(key)
-    if known is not None and known.index is not None:
-        _check_range(path, sheet.wanted, known.index.num_frames)
+    index = known.index if known is not None else None
+    if index is not None:
+        _check_range(path, sheet.wanted, index.num_frames)
         with open_video(path, stream, quickly=True) as (container, video):
-            if _found(container, video, known.index, sheet, short_side):
+            if _found(container, video, index, sheet, short_side):
                 return
     elif known is not None and _count(_counted.take(known), sheet, short_side):
         return
     with open_video(path, stream) as (container, video):
         known, used = (known, False) if known is not None else _scan(key, container, video)
-        if known.index is not None:
+        index = known.index
+        if index is not None:
             used = True
-            _check_range(path, sheet.wanted, known.index.num_frames)
-            if _found(container, video, known.index, sheet, short_side):
+            _check_range(path, sheet.wanted, index.num_frames)
+            if _found(container, video, index, sheet, short_side):
                 return
             known.index, known.info = None, None
         if not used and _count(container.decode(video), sheet, short_side):
@@ -304,9 +312,9 @@ def _count(frames: Iterable[VideoFrame], sheet: _Sheet, short_side: int | None) 
 
 def _refuse(path: Path, stream: int | None, sheet: _Sheet, known: _Known) -> NoReturn:
     """Says why the wanted frames cannot be had."""
-    known.info = known.info or _examine(path, stream, known)
-    fault = f"; {known.info.fault}" if known.info.fault else ""
-    _check_range(path, sheet.wanted, known.info.num_frames, fault)
+    known.info = info = known.info or _examine(path, stream, known)
+    fault = f"; {info.fault}" if info.fault else ""
+    _check_range(path, sheet.wanted, info.num_frames, fault)
     damaged = [number for number in sheet.wanted if number in known.damaged]
     assert damaged, (path, sheet.wanted)
     raise VideoError(f"{path}: frame {damaged[0]} is damaged{fault}")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -437,3 +438,20 @@ def test_still_is_one_upright_frame(tmp_path: Path) -> None:
     assert (info.num_frames, info.width, info.height) == (1, 10, 20)
     Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(tmp_path / "deep.png")
     assert read_frames(tmp_path / "deep.png", [0])[0, :, 0, 0].tolist() == [128, 128, 128]
+
+
+def test_threads_that_read_the_same_and_other_files_get_their_own_frames(tmp_path: Path, make_video: MakeVideo) -> None:
+    paths = [
+        make_video(tmp_path / f"{i}.{suffix}", moving(20)[:: 1 - 2 * i], codec=codec, options={"bf": "2"})
+        for i in (0, 1)
+        for suffix, codec in (("avi", "mpeg4"), ("mp4", "libx264"))
+    ]
+    truths = {path: naive(path) for path in paths}
+
+    def read(job: int) -> bool:
+        path, number = paths[job % 4], job % 20
+        probe(path)
+        return np.array_equal(decode_frames(path, [number])[0], truths[path][number])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(80)))
