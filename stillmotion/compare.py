@@ -83,8 +83,6 @@ def compare(
     Raises:
         ValueError: A setting or the table is wrong; nothing was started then.
     """
-    from stillmotion.report.comparison import collect, print_table, write_comparison
-
     data = data or DataConfig()
     read = table if isinstance(table, Table) else read_table(table, root=root)
     plan = Plan(
@@ -108,6 +106,15 @@ def compare(
     )
     check(plan)
     jobs = make_jobs(plan)
+    try:
+        return _run(plan, jobs)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; what is finished is kept, run the same command to go on") from None
+
+
+def _run(plan: Plan, jobs: Sequence[Job]) -> int:
+    from stillmotion.report.comparison import collect, print_table, write_comparison
+
     failed = run_all(jobs, plan, "training", plan.workers)
     found = collect(plan, failed)
     if not found.entries:

@@ -245,7 +245,9 @@ def run_baseline_fold(name: str, fold: Fold, target: Path, probe: ModelConfig | 
 
 
 def measure_costs(runs: Mapping[str, Path], folds: Mapping[str, Fold], target: Path, trainer: TrainerConfig) -> None:
-    """Writes the cost of every row, timed one after the other while nothing else runs.
+    """Writes the cost of every row, timed one after the other while no training runs, on one thread of the processor.
+
+    One thread, because with more a neighbour on the machine makes times ten and a hundred times as long.
 
     Args:
         runs: A run by label of its row.
@@ -253,10 +255,13 @@ def measure_costs(runs: Mapping[str, Path], folds: Mapping[str, Fold], target: P
         target: JSON file; rows that are in it are not measured again.
         trainer: Where it runs.
     """
+    import torch
+
     from stillmotion.evaluate import pick_device
     from stillmotion.measure import Reading, measure_cost
     from stillmotion.models.pretrained import load_pretrained
 
+    torch.set_num_threads(1)
     known: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
     device = pick_device("cpu" if trainer.accelerator == "cpu" else "auto")
     for label, run in runs.items():

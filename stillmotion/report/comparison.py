@@ -197,6 +197,7 @@ def _protocol(plan: Plan, tally: Tally) -> str:
         f"{plan.splits} ({len(plan.folds)})",
         f"- seeds {', '.join(map(str, plan.seeds))}; {plan.trainer.select} epoch of {o.epochs}, batch "
         f"{o.batch_size}, {o.optimiser} {o.lr:g}, schedule {o.schedule}",
+        "- ms / video: from the file to its prediction in a warm process, median of some test samples, one thread",
     ]
     for name, row in plan.rows.items():
         if row.optim:
