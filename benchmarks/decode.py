@@ -136,21 +136,33 @@ def count_wrong(frames: Frames, indices: list[int], truth: Frames) -> int:
 
 
 def synthesise(source: Path, target: Path, *, seconds: int = 60) -> None:
-    """A 720p clip of one minute at 30 fps: the source looped, enlarged, with noise (H.264, CRF 23)."""
+    """A 720p clip at 30 fps: the source enlarged, with noise, in H.264 (CRF 23), its packets repeated to a minute."""
     with av.open(str(source)) as container:
         frames = [f.reformat(1280, 720, "yuv420p") for f in container.decode(video=0)]
-    noise = np.random.default_rng(0).integers(-6, 7, (8, 720, 1280), np.int8)
+    rng = np.random.default_rng(0)
     part = target.with_suffix(".part.mp4")
     with av.open(str(part), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"preset": "medium", "crf": "23"})
+        stream = container.add_stream(
+            "libx264", rate=30, options={"preset": "medium", "crf": "23", "g": "56", "sc_threshold": "0"}
+        )
         stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
-        for number in range(seconds * 30):
-            planes = frames[number % len(frames)].to_ndarray()
-            planes[:720] = np.clip(planes[:720] + noise[number % 8].astype(np.int16), 0, 255)
+        stream.time_base = Fraction(1, 30)
+        packets = []
+        for number, source_frame in enumerate(frames):
+            planes = source_frame.to_ndarray()
+            noisy = planes[:720] + rng.integers(-6, 7, (720, 1280), np.int16)
+            planes[:720] = noisy.clip(0, 255)
             frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             frame.pts, frame.time_base = number, Fraction(1, 30)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        copies = [(bytes(p), p.pts or 0, p.dts or 0, p.is_keyframe) for p in packets]
+        for turn in range(seconds * 30 // len(frames)):
+            for data, pts, dts, is_keyframe in copies:
+                packet = av.Packet(data)
+                packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, 30), is_keyframe
+                packet.pts, packet.dts = pts + turn * len(frames), dts + turn * len(frames)
+                container.mux(packet)
     part.rename(target)
 
 
