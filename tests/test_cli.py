@@ -124,3 +124,10 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "sets"]) == 0
     assert "ucf101" in capsys.readouterr().out
     assert main(["list", "models", "--pattern", "nosuchnetwork"]) == 2
+
+
+def test_the_public_names_are_there_and_load_late() -> None:
+    code = f"import stillmotion, sys\nprint([m for m in {HEAVY!r} if m in sys.modules])\n"
+    code += "print([n for n in stillmotion.__all__ if not callable(getattr(stillmotion, n))])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "[]"]
