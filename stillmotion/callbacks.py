@@ -181,7 +181,7 @@ class ProgressBar(Callback):
         return "  ".join(parts)
 
 
-def make_trainer(config: TrainerConfig, optim: OptimConfig, callbacks: list[Any], *, epochs: int) -> L.Trainer:
+def make_trainer(config: TrainerConfig, optim: OptimConfig, callbacks: list[Callback], *, epochs: int) -> L.Trainer:
     """Lightning's trainer for so many epochs; it writes nothing by itself."""
     return L.Trainer(
         accelerator=config.accelerator,
@@ -193,6 +193,7 @@ def make_trainer(config: TrainerConfig, optim: OptimConfig, callbacks: list[Any]
         gradient_clip_val=optim.clip_norm,
         callbacks=callbacks,
         logger=False,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -25,7 +25,7 @@ from stillmotion.train import Interrupted, Job, build, split, train
 from stillmotion.view import Augment
 from tests.conftest import MakeVideo
 
-STUDENT = ModelConfig(name="timm/mobilenetv3_small_050", options={"drop_rate": 0.2}, view={"size": 32})
+STUDENT = ModelConfig(name="timm/test_efficientnet", options={"drop_rate": 0.2}, view={"size": 32})
 TEACHER = ModelConfig(name="resnet3d_10", options={"width": 4}, view={"size": 16, "num_frames": 4})
 HALLUCINATE = MethodConfig(name="hallucinate", options={"weight": 5.0})
 COLOURS = ("blue", "green", "red")
@@ -295,4 +295,6 @@ def test_two_processes_train_together(table: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     run = Run.open(tmp_path / "run")
     assert metrics(run)["unreadable"] == 2.0
-    assert json.loads((run.path / "report.json").read_text())["steps"] == 10
+    assert (
+        json.loads((run.path / "report.json").read_text())["steps"] == 8
+    )  # a rest of 3 would leave one process a single sample
