@@ -1,17 +1,22 @@
 """`stillmotion pack`: decode every frame of a table once, small, into a frame store."""
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from stillmotion.data.examine import examine
 from stillmotion.data.journal import Entry, Journal, StoreError
 from stillmotion.data.source import Extent, Videos
-from stillmotion.data.store import PACK_AGAIN, Codec, encode_frames, file_size
+from stillmotion.data.store import FRAME, PACK_AGAIN, Codec, file_size
 from stillmotion.data.table import Sample, Table, read_table
 
 CHUNK = 256
@@ -99,26 +104,68 @@ class _Records:
         try:
             extent = self.videos.extent(sample)
             try:
-                return self._record(sample, extent, known)
+                return self._record(sample, extent, known, frozenset())
             except ValueError:
-                if (readable := self.videos.extent(sample)) == extent:  # nothing new was learned by decoding
-                    raise
-                return self._record(sample, readable, known)
+                # Decoding has shown what is damaged, and where the readable part ends.
+                extent = self.videos.extent(sample)
+                return self._record(sample, extent, known, self._damaged(sample, extent))
         except (ValueError, OSError) as error:
             return b"", {**known, "error": " ".join(str(error).split())}
 
-    def _record(self, sample: Sample, extent: Extent, known: Entry) -> tuple[bytes, Entry]:
+    def _damaged(self, sample: Sample, extent: Extent) -> frozenset[int]:
+        """Frames of a sample that cannot be read, relative to its first one."""
+        if not sample.path.is_dir():
+            seen = examine(sample.path)
+            start, _ = sample.frame_range(seen.num_frames, seen.fps)
+            return frozenset(number - start for number in seen.damaged)
+        damaged = set()
+        for number in range(extent.num_frames):
+            try:
+                self.videos.read(sample, np.array([number]))
+            except ValueError:
+                damaged.add(number)
+        return frozenset(damaged)
+
+    def _record(self, sample: Sample, extent: Extent, known: Entry, damaged: frozenset[int]) -> tuple[bytes, Entry]:
         size: list[int] = []
 
-        def frames() -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+        def frames() -> Iterator[NDArray[np.uint8] | None]:
             for first in range(0, extent.num_frames, CHUNK):
-                chunk = self.videos.read(sample, np.arange(first, min(first + CHUNK, extent.num_frames)))
-                size[:] = chunk.shape[1:3]
-                yield from chunk
+                numbers = range(first, min(first + CHUNK, extent.num_frames))
+                whole = [number for number in numbers if number not in damaged]
+                chunk = self.videos.read(sample, np.array(whole)) if whole else np.empty((0, 0, 0, 3), np.uint8)
+                size[:] = chunk.shape[1:3] if whole else size
+                read = iter(chunk)
+                yield from (None if number in damaged else next(read) for number in numbers)
 
-        data = encode_frames(frames(), self.codec, self.quality)
+        data = _encode(frames(), self.codec, self.quality)
+        if not size:
+            raise ValueError(f"{sample.path}: every frame is damaged; {extent.fault}")
         entry = {"num_frames": extent.num_frames, "fps": extent.fps, "keyframes": list(extent.keyframes)}
         return data, {**known, **entry, "fault": extent.fault, "height": size[0], "width": size[1]}
+
+
+def _encode(frames: Iterable[NDArray[np.uint8] | None], codec: Codec, quality: int) -> bytes:
+    """The record of a sample: size and checksum of each frame, then the frames.
+
+    Args:
+        frames: Each (H, W, 3); None for one that is damaged in the video.
+        codec: `raw` keeps every bit; `jpeg` takes a fifth of that or less.
+        quality: Of JPEG, up to 95.
+    """
+    parts = []
+    for frame in frames:
+        if frame is None:
+            parts.append(b"")
+        elif codec == "jpeg":
+            file = io.BytesIO()
+            # Reduced frames have used up the video's coarser chroma: subsampling once more would show.
+            Image.fromarray(frame).save(file, "JPEG", quality=quality, subsampling=0)
+            parts.append(file.getvalue())
+        else:
+            parts.append(frame.tobytes())
+    head = np.array([(len(p), crc32(p)) for p in parts], FRAME)
+    return b"".join([head.tobytes(), *parts])
 
 
 def _records(

@@ -113,4 +113,8 @@ def _show(
     }
     union = np.unique(np.concatenate(list(wanted.values())))
     frames = source.read(sample, union)
-    return {name: render_view(frames[np.searchsorted(union, wanted[name])], view, draw) for name, view in views.items()}
+    # Most views want all of the frames in their order: no copy then.
+    return {
+        name: render_view(frames if np.array_equal(w, union) else frames[np.searchsorted(union, w)], views[name], draw)
+        for name, w in wanted.items()
+    }

@@ -1,6 +1,5 @@
 """What is computed once and read often: packed frames of a table, and stored features of a teacher. No torch."""
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from stillmotion.data.journal import (
     Entry,
@@ -30,28 +28,8 @@ Frames = NDArray[np.uint8]
 
 PACK_AGAIN = "run `stillmotion pack` on this table into a new folder"
 EXTRACT_AGAIN = "run `stillmotion extract` with these settings into a new folder"
-_FRAME = np.dtype([("size", "<u4"), ("crc", "<u4")])
-
-
-def encode_frames(frames: Iterable[NDArray[np.uint8]], codec: Codec, quality: int) -> bytes:
-    """The record of a sample: size and checksum of each frame, then the frames.
-
-    Args:
-        frames: Each (H, W, 3).
-        codec: `raw` keeps every bit; `jpeg` takes a fifth of that or less.
-        quality: Of JPEG, up to 95.
-    """
-    parts = []
-    for frame in frames:
-        if codec == "jpeg":
-            file = io.BytesIO()
-            # Reduced frames have used up the video's coarser chroma: subsampling once more would show.
-            Image.fromarray(frame).save(file, "JPEG", quality=quality, subsampling=0)
-            parts.append(file.getvalue())
-        else:
-            parts.append(frame.tobytes())
-    head = np.array([(len(p), crc32(p)) for p in parts], _FRAME)
-    return b"".join([head.tobytes(), *parts])
+FRAME = np.dtype([("size", "<u4"), ("crc", "<u4")])
+"""A sample's record is one of these for each frame, then the frames; size 0: damaged in the video."""
 
 
 class FrameStore:
@@ -132,21 +110,23 @@ class FrameStore:
         """As `FrameSource.read`.
 
         Raises:
-            StoreError: The store is damaged.
+            StoreError: The store is damaged, or a frame was when it was packed.
         """
         row = self.rows[sample.id]
         frames = np.empty((len(indices), row["height"], row["width"], 3), np.uint8)
         for target, index, data in zip(frames, indices, self._records(row, indices), strict=True):
             if data is None:
                 raise StoreError(f"{self.folder}: frame {index} of {sample.id} is damaged (checksum); {PACK_AGAIN}")
+            if not data:
+                raise StoreError(f"frame {index} of {sample.id} is damaged in the video; {row['fault']}")
             pixels = np.frombuffer(data, np.uint8)
             target[...] = _from_jpeg(pixels) if self.codec == "jpeg" else pixels.reshape(target.shape)
         return frames
 
     def _records(self, row: Entry, indices: NDArray[np.int64]) -> Iterator[memoryview | None]:
         """Stored bytes of frames; None for one that does not match its checksum."""
-        body = row["at"] + row["num_frames"] * _FRAME.itemsize
-        head = np.frombuffer(self._data[row["at"] : body], _FRAME)
+        body = row["at"] + row["num_frames"] * FRAME.itemsize
+        head = np.frombuffer(self._data[row["at"] : body], FRAME)
         ends = np.cumsum(head["size"], dtype=np.int64)
         for index in indices:
             data = self._data[body + ends[index] - head["size"][index] : body + ends[index]]

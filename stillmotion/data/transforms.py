@@ -44,10 +44,11 @@ def render_view(frames: Frames, view: View, draw: Draw) -> Frames:
     assert view.kind in ("rgb", "difference")
     assert len(frames) == view.num_moments * view.num_frames
     (height, width), source = view.size, frames.shape[1:3]
-    rng = random.Random(draw.filters)
+    names = [str(view.interpolation)] * len(frames)
+    if view.interpolation == "random":
+        names = random.Random(draw.filters).choices(list(FILTERS), k=len(frames))
     result = np.empty((len(frames), 3, height, width), np.uint8)
-    for frame, target in zip(frames, result, strict=True):
-        name = rng.choice(list(FILTERS)) if view.interpolation == "random" else view.interpolation
+    for frame, name, target in zip(frames, names, result, strict=True):
         image = Image.fromarray(frame)
         if view.resize is None:
             image = image.resize((width, height), FILTERS[name], box=_pixel_box(draw, source))

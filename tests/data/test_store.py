@@ -133,7 +133,7 @@ def test_killed_packing_goes_on(table: Table, tmp_path: Path, number: int) -> No
 
 def test_packing_again_does_nothing(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = pack(table, tmp_path / "store", workers=0, progress=False)
-    monkeypatch.setattr("stillmotion.data.pack.encode_frames", None)
+    monkeypatch.setattr("stillmotion.data.pack._encode", None)
     assert pack(table, tmp_path / "store", workers=0, progress=False) == first
 
 
@@ -289,3 +289,23 @@ def test_damaged_features_are_told(tmp_path: Path) -> None:
 def test_names_the_first_difference_only() -> None:
     assert journal.first_difference({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 2}}) is None
     assert journal.first_difference({"b": 2}, {"b": 2, "a": 1}) == "a is null in the store and 1 here"
+
+
+@needs_data
+def test_awkward_and_broken_files_are_never_fatal_and_never_lost(tmp_path: Path) -> None:
+    assert DATA is not None
+    files = [p for folder in ("broken", "quirks") for p in sorted((DATA / folder).iterdir()) if p.suffix != ".md"]
+    table = Table(tuple(Sample(p, f"{p.parent.name}/{p.name}") for p in files))
+    pack(table, tmp_path / "store", short_side=48, codec="raw", workers=0, progress=False)
+    views = {"a/frames": View(size=(32, 32), num_moments=3, moment="uniform", num_frames=2)}
+    live = VideoDataset(table, None, views, short_side=48)
+    packed = VideoDataset(table, None, views, packed=tmp_path / "store")
+    for row, sample in enumerate(table):
+        first, second = live[row], packed[row]
+        assert ("error" in first) == ("error" in second)
+        assert ("error" in first or "fault" in first) == sample.name.startswith("broken/")
+        if "error" in first:
+            assert Path(sample.name).name in second["error"]
+        else:
+            assert ("fault" in first) == ("fault" in second)
+            assert torch.equal(first["a/frames"], second["a/frames"])
