@@ -72,9 +72,9 @@ def flow_histogram(frames: NDArray[np.uint8], pairs: NDArray[np.int64], seconds:
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     scale = 1.0 / (seconds * min(height, width))
     cells = (np.arange(height) * GRID // height)[:, None] * GRID + np.arange(width) * GRID // width
-    counts, blank = [], np.zeros((height, width, 2), np.float32)
+    counts, nothing = [], np.empty(0, np.float32)  # a flow of the right size would be taken as the first guess
     for first, second in pairs:
-        u, v = np.moveaxis(np.asarray(dis.calc(grey[first], grey[second], blank)), -1, 0) * scale
+        u, v = np.moveaxis(np.asarray(dis.calc(grey[first], grey[second], nothing)), -1, 0) * scale
         speeds = np.digitize(np.hypot(u, v), SPEEDS) - 1
         directions = np.rint(np.arctan2(v, u) * (DIRECTIONS / (2 * np.pi))).astype(int) % DIRECTIONS
         moving = speeds >= 0
