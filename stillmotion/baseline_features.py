@@ -84,6 +84,7 @@ def embed(work: Work) -> tuple[dict[str, Floats], dict[str, str], Cost]:
     """Embeddings of all samples by the frozen network, mean over its moments."""
     import torch
 
+    from stillmotion.data.dataset import VideoDataset
     from stillmotion.features import weights_hash
     from stillmotion.measure import Reading, measure_cost
     from stillmotion.models.factory import load_model
@@ -100,7 +101,14 @@ def embed(work: Work) -> tuple[dict[str, Floats], dict[str, str], Cost]:
 
     def compute(samples: Sequence[Sample]) -> tuple[dict[str, Floats], dict[str, str]]:
         table = replace(work.both, samples=tuple(samples))
-        found = predict_table(encoder, table, None, outputs=("embedding",), workers=work.workers, device=device)
+        try:
+            found = predict_table(encoder, table, None, outputs=("embedding",), workers=work.workers, device=device)
+        except ValueError:
+            items = VideoDataset(table, None, encoder.views)
+            reasons = {s.id: items[i].get("error") for i, s in enumerate(table)}
+            if not all(reasons.values()):
+                raise
+            return {}, {id: str(reason) for id, reason in reasons.items()}
         means = found.outputs["embedding"].mean(1)
         return dict(zip(found.ids, means, strict=True)), found.errors
 

@@ -193,6 +193,12 @@ def test_frame_linear_reads_the_centre_frame(moving: tuple[Table, Table], tmp_pa
     result = run_baseline("frame_linear", train, test, TASK, model=model, cache=tmp_path, workers=0)
     assert result.cost["frames"] == 1
     assert result.cost["params"] == 11_176_512 + 512 + 1  # the frozen body and a linear classifier of two classes
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    broken = replace(test[0], path=tmp_path / "broken.mp4", name="broken.mp4")
+    more = replace(test, samples=(broken, *test.samples))
+    again = run_baseline("frame_linear", train, more, TASK, model=model, cache=tmp_path, workers=0)
+    assert again.ids == result.ids
+    assert list(again.errors) == ["broken.mp4"]  # the only one that is not stored
     with pytest.raises(ValueError, match=r"^baseline frame_linear needs a network"):
         run_baseline("frame_linear", train, test, TASK)
 
