@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = auto_cli(COMMANDS, args=args, prog="stillmotion", description=api.__doc__, parser_class=_Parser)
     except KeyboardInterrupt as stop:
-        print(f"stillmotion: {stop or 'interrupted; what was finished is kept, run the same command to go on'}",
+        print(f"stillmotion: {str(stop) or 'interrupted; what was finished is kept, run the same command to go on'}",
               file=sys.stderr)  # fmt: skip
         return 130
     except ModuleNotFoundError as error:
