@@ -59,7 +59,7 @@ class Engine(L.LightningModule):
     Attributes:
         epoch, batch, step: Position: epochs done, batches of the next one done, optimiser steps done.
         history: One row an epoch, as in `metrics.csv`.
-        errors: Reason by id of every sample that could not be read.
+        errors, faults: Reason by id of every sample that could not be read, or only in part.
         gradients: See `gradient_norms`; of the first step.
         last: Losses of the last batch.
         best, bad_epochs: Best validation metric so far, epochs since.
@@ -73,6 +73,7 @@ class Engine(L.LightningModule):
         self.epoch = self.batch = self.step = 0
         self.history: list[dict[str, float]] = []
         self.errors: dict[str, str] = {}
+        self.faults: dict[str, str] = {}
         self.gradients: dict[str, Any] = {}
         self.best, self.bad_epochs = -math.inf, 0
         self.last: dict[str, Tensor] = {}
@@ -112,7 +113,7 @@ class Engine(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         self.batch += 1
-        self._note_errors(batch, self.loaders.train_ids)
+        self._note_faults(batch, self.loaders.train_ids)
         if len(batch["target"]) < (2 if batch.get("errors") else 1):  # batch norm cannot learn from one sample
             # Several processes step together, so that one of them cannot leave the step out.
             return None if self.trainer.world_size == 1 else _zero(self.method)
@@ -128,7 +129,7 @@ class Engine(L.LightningModule):
         self.step += 1
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._note_errors(batch, self.loaders.val_ids)
+        self._note_faults(batch, self.loaders.val_ids)
         if len(batch["target"]):
             logits = self.method.student.from_batch(batch, "student")["logits"]
             self._val.append((logits.float().cpu(), batch["target"].cpu()))
@@ -147,7 +148,7 @@ class Engine(L.LightningModule):
         self.check_finite()
         row: dict[str, float] = {"epoch": self.epoch, "step": self.step}
         row["lr"] = self.config.lr * self.schedule.factor(max(0, self.step - 1))
-        self.errors = {k: v for part in self.gather(self.errors) for k, v in part.items()}
+        self.errors, self.faults = self._joined(self.errors), self._joined(self.faults)
         totals = self.totals()
         if not totals and len(self.errors) >= len(self.loaders.train_ids):
             name, reason = next(iter(self.errors.items()))
@@ -169,8 +170,9 @@ class Engine(L.LightningModule):
 
     # Sums
 
-    def _note_errors(self, batch: Batch, ids: Sequence[str]) -> None:
+    def _note_faults(self, batch: Batch, ids: Sequence[str]) -> None:
         self.errors |= {ids[index]: reason for index, reason in batch.get("errors", ())}
+        self.faults |= {ids[index]: reason for index, reason in batch.get("faults", ())}
 
     def _add(self, out: Mapping[str, Tensor], targets: Tensor) -> None:
         known = targets != UNLABELLED
@@ -209,6 +211,9 @@ class Engine(L.LightningModule):
         torch.distributed.all_gather_object(items, item)
         return items
 
+    def _joined(self, notes: dict[str, str]) -> dict[str, str]:
+        return {name: reason for part in self.gather(notes) for name, reason in part.items()}
+
     # Checkpoint
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -221,6 +226,7 @@ class Engine(L.LightningModule):
             "schedule": self.schedule.state_dict(),
             "history": self.history,
             "errors": self.errors,
+            "faults": self.faults,
             "gradients": self.gradients,
             "best": [self.best, self.bad_epochs],
         }
@@ -234,7 +240,8 @@ class Engine(L.LightningModule):
         assert all(name.startswith(frozen) for name in missing), "only frozen networks are left out"
         self.epoch, self.batch, self.step = own["position"]
         self.schedule.load_state_dict(own["schedule"])
-        self.history, self.errors, self.gradients = own["history"], own["errors"], own["gradients"]
+        self.history, self.gradients = own["history"], own["gradients"]
+        self.errors, self.faults = own["errors"], own["faults"]
         self.best, self.bad_epochs = own["best"]
         self._resumed = checkpoint
 

@@ -159,5 +159,5 @@ def _write(folder: Path, found: Sequence[Measured], task: Task, table: Table) ->
     for place, measured in zip((folder, folder / "teacher"), found, strict=False):
         place.mkdir(parents=True, exist_ok=True)
         write_predictions(place, measured.predictions, task)
-        Run(place).write_broken(table, measured.predictions.errors)
+        Run(place).write_broken(table, measured.predictions.errors, measured.predictions.faults)
     write_results(folder, [m.row() for m in found])

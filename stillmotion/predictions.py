@@ -34,7 +34,7 @@ class Predictions:
         logits: (S, num_classes).
         targets: (S,) class indices, `UNLABELLED` without a label.
         outputs: Further arrays of the network by name, (S, N, ...).
-        errors: Reason by id of samples that could not be read.
+        errors, faults: Reason by id of samples that could not be read, or only in part.
     """
 
     ids: list[str]
@@ -43,6 +43,7 @@ class Predictions:
     targets: NDArray[np.int64]
     outputs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
 
 
 def predict_table(
@@ -100,8 +101,10 @@ def collect(
     rows: list[int] = []
     targets: list[int] = []
     errors: dict[str, str] = {}
+    faults: dict[str, str] = {}
     for batch in loader:
         errors |= {table[row].id: reason for row, reason in batch["errors"]}
+        faults |= {table[row].id: reason for row, reason in batch["faults"]}
         if not len(batch["index"]):
             continue
         with torch.inference_mode():
@@ -124,6 +127,7 @@ def collect(
         targets=np.array(targets, np.int64),
         outputs=arrays,
         errors=errors,
+        faults=faults,
     )
 
 

@@ -8,7 +8,7 @@ What lies in it:
     results.json      the one-row table; written last, so it marks a finished run
     metrics.csv       one line an epoch; events/ the same for TensorBoard
     report.json       gradient norms of the loss parts, what stopped the run, what was unreadable
-    broken.csv        unreadable samples: line, file, reason
+    broken.csv        samples that were unreadable, or in part: line, file, reason
     environment.json  versions, hardware, commit, time
 """
 
@@ -171,16 +171,18 @@ class Run:
             raise ValueError(f"{self.checkpoint}: not readable ({reason}); remove it to train from the start") from None
         return checkpoint
 
-    def write_broken(self, table: "Table", errors: Mapping[str, str]) -> None:
-        """Writes `broken.csv`: line, file and reason of every unreadable sample; nothing if there is none.
+    def write_broken(self, table: "Table", errors: Mapping[str, str], faults: Mapping[str, str]) -> None:
+        """Writes `broken.csv`: line, file and reason of what could not be read, or only in part; nothing if all could.
 
         Args:
             table: Where the samples are.
-            errors: Reason by sample id.
+            errors, faults: Reason by sample id, of those that were left out and of those that were used in part.
         """
-        rows = [(s.line, s.id, errors[s.id]) for s in table if s.id in errors]
+        reasons = {**{name: (text, "in part") for name, text in faults.items()},
+                   **{name: (text, "no") for name, text in errors.items()}}  # fmt: skip
+        rows = [(s.line, s.id, *reasons[s.id]) for s in table if s.id in reasons]
         if rows:
-            write_atomic(self.path / "broken.csv", csv_text(("line", "file", "reason"), rows))
+            write_atomic(self.path / "broken.csv", csv_text(("line", "file", "reason", "used"), rows))
 
 
 def csv_text(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:

@@ -228,7 +228,7 @@ def deliver(job: Job, engine: Engine, parts: Parts, task: Task, device: torch.de
     if job.trainer.select == "best":
         student.load_state_dict(load_file(run.path / BEST))
     save_pretrained(student, task, run.path, {"trained": {"method": job.method.name, "seed": job.seed}})
-    errors = dict(engine.errors)
+    errors, faults = dict(engine.errors), dict(engine.faults)
     report: dict[str, Any] = {"epochs": engine.epoch, "steps": engine.step, "gradients": engine.gradients}
     metrics, cost = selected(engine, job.trainer.select), None
     if parts.test is not None:
@@ -237,11 +237,12 @@ def deliver(job: Job, engine: Engine, parts: Parts, task: Task, device: torch.de
         tested = measure(run.path.name, student, parts.test, task, reading)
         write_predictions(run.path, tested.predictions, task)
         errors |= tested.predictions.errors
+        faults |= tested.predictions.faults
         metrics, cost = {**tested.metrics, **metrics}, tested.cost
         if engine.method.frozen:
             metrics |= learned(engine.method, parts.train, parts.test, task, reading)
-    run.write_broken(job.table, errors)
-    run.write_json("report.json", {**report, "unreadable": len(errors)})
+    run.write_broken(job.table, errors, faults)
+    run.write_json("report.json", {**report, "unreadable": len(errors), "partly_readable": len(faults)})
     draw_curves(run, engine)
     counted = {"unreadable": float(len(errors))} if errors else {}
     run.write_results([make_row(run.path.name, {k: [v] for k, v in {**metrics, **counted}.items()}, cost)])
@@ -273,8 +274,12 @@ def summary(run: Run) -> str:
     """What came out, in a few words."""
     metrics = run.results()[0]["metrics"]
     parts = [f"{name} {m['mean']:.3f}" for name, m in metrics.items() if m["mean"] is not None and name != "unreadable"]
-    if broken := run.read_json("report.json")["unreadable"]:
-        parts.append(f"{broken} unreadable sample{'s' if broken > 1 else ''}, listed in {run.path / 'broken.csv'}")
+    report = run.read_json("report.json")
+    for key, words in (("unreadable", "unreadable"), ("partly_readable", "partly readable")):
+        if count := report[key]:
+            parts.append(f"{count} {words} sample{'s' if count > 1 else ''}")
+    if report["unreadable"] or report["partly_readable"]:
+        parts.append(f"listed in {run.path / 'broken.csv'}")
     return ", ".join(parts) or "no test split was evaluated"
 
 

@@ -101,7 +101,8 @@ class Tensors:
     def batch(self, rows: np.ndarray) -> Batch:
         keep = torch.tensor([int(r) for r in rows if r not in self.broken], dtype=torch.int64)
         errors = [(int(r), "no frames") for r in rows if r in self.broken]
-        batch: dict[str, Any] = {"index": keep, "target": self.y[keep], "errors": errors}
+        faults = [(int(r), "cut off") for r in keep if r == 2]
+        batch: dict[str, Any] = {"index": keep, "target": self.y[keep], "errors": errors, "faults": faults}
         if len(keep):
             batch |= {"student/frames": self.x[keep], "teacher/frames": self.x[keep] * 0.5}
         return batch
@@ -263,6 +264,7 @@ def test_unreadable_samples_are_noted_and_an_unreadable_batch_moves_nothing(tmp_
     some = Engine(supervised(), OptimConfig(epochs=1, lr=0.1), Tensors(broken=[7]))
     fit(some, tmp_path / "some")
     assert some.errors == {"clip7": "no frames"}
+    assert some.faults == {"clip2": "cut off"}
     assert some.totals() == {}
 
 

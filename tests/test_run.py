@@ -94,8 +94,11 @@ def test_results_and_broken_samples_are_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["metrics"]["top1"]["mean"] == 0.5
     assert run.results()[0]["name"] == "x"
     table = Table((Sample(Path("a.mp4"), "a.mp4", line=2), Sample(Path("b.mp4"), "b.mp4", line=3)))
-    run.write_broken(table, {"b.mp4": "cut off, after 3 frames"})
-    assert (tmp_path / "broken.csv").read_text() == 'line,file,reason\n3,b.mp4,"cut off, after 3 frames"\n'
+    run.write_broken(table, {}, {})
+    assert not (tmp_path / "broken.csv").exists()
+    run.write_broken(table, {"b.mp4": "no video"}, {"a.mp4": "cut off, after 3 frames"})
+    lines = (tmp_path / "broken.csv").read_text().splitlines()
+    assert lines == ["line,file,reason,used", '2,a.mp4,"cut off, after 3 frames",in part', "3,b.mp4,no video,no"]
 
 
 def test_environment_names_versions_and_hardware() -> None:

@@ -23,7 +23,7 @@ from stillmotion.evaluate import evaluate
 from stillmotion.run import Run
 from stillmotion.train import Interrupted, Job, build, split, train
 from stillmotion.view import Augment
-from tests.conftest import MakeVideo
+from tests.conftest import DATA, MakeVideo, needs_data
 
 STUDENT = ModelConfig(name="timm/test_efficientnet", options={"drop_rate": 0.2}, view={"size": 32})
 TEACHER = ModelConfig(name="resnet3d_10", options={"width": 4}, view={"size": 16, "num_frames": 4})
@@ -273,6 +273,24 @@ def test_without_a_readable_video_there_is_one_line(table: Path, tmp_path: Path)
         (tmp_path / f"{i}.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"^none of 19 training samples can be read; the first: .*mp4.*$"):
         train(table, output=tmp_path / "run", **settings())
+
+
+@needs_data
+def test_every_broken_and_quirky_file_goes_through_a_training(tmp_path: Path) -> None:
+    assert DATA is not None
+    paths = [p for folder in ("broken", "quirks") for p in sorted((DATA / folder).iterdir())]
+    table = tmp_path / "table.csv"
+    # The same file may not stand in both splits, so that the test split names it by a range of all its frames.
+    table.write_text("path,label,split,start_frame\n" + "".join(
+        f"{path},{'ab'[i % 2]},{split},{start}\n"
+        for split, start in (("train", ""), ("test", "0")) for i, path in enumerate(paths)))  # fmt: skip
+    run = train(table, output=tmp_path / "run", **settings(optim={"epochs": 1}, data={"short_side": 64}))
+    with (run.path / "broken.csv").open(newline="") as file:
+        listed = {Path(r["file"].split("[")[0]).name for r in csv.DictReader(file)}
+    assert listed == {p.name for p in paths if p.parent.name == "broken"}
+    with (run.path / "predictions.csv").open(newline="") as file:
+        predicted = {Path(r["id"].split("[")[0]).name for r in csv.DictReader(file)}
+    assert predicted >= {p.name for p in paths if p.parent.name == "quirks"}
 
 
 DDP = """
