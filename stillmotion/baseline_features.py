@@ -69,15 +69,18 @@ def median_of(count: Callable[[Sample], float], table: Table) -> float | None:
 
 
 def milliseconds(read: Callable[[Sample], Floats], table: Table) -> float | None:
-    """Median time of reading a sample's features, from the file, in a warm process."""
+    """Median time of reading a sample's features, from a file that this process has not read before where it can be.
+
+    What is known of a file is remembered, so time before features are read.
+    """
 
     def timed(sample: Sample) -> float:
         start = time.perf_counter()
         read(sample)
         return 1000.0 * (time.perf_counter() - start)
 
-    median_of(timed, replace(table, samples=table.samples[:1]))
-    return median_of(timed, table)
+    median_of(timed, replace(table, samples=table.samples[:1]))  # only to warm up
+    return median_of(timed, replace(table, samples=table.samples[1:] or table.samples))
 
 
 def embed(work: Work) -> tuple[dict[str, Floats], dict[str, str], Cost]:
@@ -112,8 +115,8 @@ def embed(work: Work) -> tuple[dict[str, Floats], dict[str, str], Cost]:
         means = found.outputs["embedding"].mean(1)
         return dict(zip(found.ids, means, strict=True)), found.errors
 
-    rows, errors = _cached(work, "frame_linear", settings, compute)
     cost = measure_cost(encoder, work.test, Reading(device=device))
+    rows, errors = _cached(work, "frame_linear", settings, compute)
     classifier = sum(encoder.state_dict()[name].numel() for name in encoder.classifier_names())
     cost["params"] = (cost["params"] or 0) - classifier
     return rows, errors, cost

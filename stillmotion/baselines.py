@@ -103,8 +103,8 @@ def majority(work: Work) -> BaselineResult:
 
 def crop_size(work: Work) -> BaselineResult:
     """width and height of the video, without looking into it"""
+    cost: Cost = {"gmacs": 0.0, "ms_per_video": milliseconds(read_crop_size, work.test), "frames": 0}
     found, errors = read_features(work, "crop_size", read_crop_size)
-    cost = {"gmacs": 0.0, "ms_per_video": milliseconds(read_crop_size, work.test), "frames": 0}
     return _classify(work, found, errors, {}, _svms(work), cost)
 
 
@@ -127,14 +127,14 @@ def flow_histogram(work: Work) -> BaselineResult:
 
     from stillmotion import flow_histogram as flow
 
-    found, errors = read_features(work, "flow_histogram", flow.read_flow_histogram)
-    pools = [{"segments": s, "speeds": v} for s in (1, 2, 3) for v in ("both", "sum", "fast")]
-    steps = {"pool": FunctionTransformer(flow.pool_histogram)}
-    cost = {
+    cost: Cost = {
         "gmacs": None,
         "ms_per_video": milliseconds(flow.read_flow_histogram, work.test),
         "frames": median_of(lambda s: len(np.unique(flow.frame_pairs(s)[0])), work.test),
     }
+    found, errors = read_features(work, "flow_histogram", flow.read_flow_histogram)
+    pools = [{"segments": s, "speeds": v} for s in (1, 2, 3) for v in ("both", "sum", "fast")]
+    steps = {"pool": FunctionTransformer(flow.pool_histogram)}
     grid = [{"pool__kw_args": pools, **clf} for clf in _svms(work)]
     return _classify(work, found, errors, steps, grid, cost)
 
