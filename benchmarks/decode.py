@@ -2,9 +2,9 @@
 
     python benchmarks/decode.py --data ../shared/data
 
-All readers of a case run in turn, round after round, in one process; the least CPU time counts (of all threads, so that
-neither threads nor a busy machine flatter anybody). `x` is the ratio to the fastest peer whose frames are all exact;
-`wrong` counts frames that are not the wanted one.
+All readers of a case run in mixed order, round after round, in one process; the least CPU time counts (of all threads,
+so that neither threads nor a busy machine flatter anybody). `x` is the ratio to the fastest peer whose frames are all
+exact; `wrong` counts frames that are not the wanted one.
 """
 
 import argparse
@@ -182,8 +182,10 @@ def measure(path: str, indices: list[int], readers: dict[str, Reader], truth: Fr
     """One line a reader."""
     size = (truth.shape[2], truth.shape[1])
     best, wrong = dict.fromkeys(readers, float("inf")), {}
+    order = np.random.default_rng(0)
     for _ in range(rounds):
-        for name, reader in readers.items():
+        for name in order.permutation(list(readers)).tolist():  # whoever follows the same code finds warm caches
+            reader = readers[name]
             begin = time.process_time()
             frames = reader(path, indices, size)
             best[name] = min(best[name], time.process_time() - begin)

@@ -17,7 +17,6 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import ArrayLike, NDArray
 
@@ -242,10 +241,10 @@ def _examine(path: Path, stream: int | None, known: _Known) -> VideoInfo:
 def _read_images(path: Path, sheet: _Sheet, short_side: int | None) -> None:
     files = image_files(path)
     _check_range(path, sheet.wanted, len(files))
-    scaler, size = VideoReformatter(), reduced_size(image_size(files[0]), short_side)
+    size = reduced_size(image_size(files[0]), short_side)
     for number in sheet.wanted:
         picture = read_image(files[number])
-        sheet.put(number, picture if picture.shape[1::-1] == size else reduced(scaler, picture, size))
+        sheet.put(number, picture if picture.shape[1::-1] == size else reduced(picture, size))
 
 
 def _read_video(path: Path, sheet: _Sheet, stream: int | None, short_side: int | None) -> None:

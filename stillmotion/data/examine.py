@@ -11,7 +11,6 @@ import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -157,7 +156,7 @@ def examine(
         VideoError: Not one frame can be decoded.
     """
     tally, kept = _Tally(), 0
-    scaler, content = VideoReformatter(), hashlib.blake2b(digest_size=16)
+    content = hashlib.blake2b(digest_size=16)
     with open_video(path, stream) as (container, video):
         try:
             for packet in container.demux(video):
@@ -168,7 +167,7 @@ def examine(
                     if keep is not None and kept <= KEEP_BYTES:
                         keep.append(frame)
                     if digest:
-                        content.update(as_array(scaled(scaler, frame, DIGEST_SIZE, DIGEST_SIZE)).tobytes())
+                        content.update(as_array(scaled(frame, DIGEST_SIZE, DIGEST_SIZE)).tobytes())
         except av.FFmpegError as error:
             tally.error = error
         if keep is not None and kept > KEEP_BYTES:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -85,7 +84,7 @@ def examine_images(path: Path) -> Examination:
         VideoError: Not one image can be read.
     """
     files = image_files(path)
-    scaler, content = VideoReformatter(), hashlib.blake2b(digest_size=16)
+    content = hashlib.blake2b(digest_size=16)
     damaged: list[int] = []
     faults: list[str] = []
     size: Size | None = None
@@ -97,7 +96,7 @@ def examine_images(path: Path) -> Examination:
             faults.append(str(error).removeprefix(f"{path}").lstrip("/: "))
             continue
         size = size or (picture.shape[1], picture.shape[0])
-        content.update(reduced(scaler, picture, (DIGEST_SIZE, DIGEST_SIZE)).tobytes())
+        content.update(reduced(picture, (DIGEST_SIZE, DIGEST_SIZE)).tobytes())
     if size is None:
         raise VideoError(f"{path}: {faults[0]}")
     fault = f"{len(damaged)} of {len(files)} images cannot be read, first {faults[0]}" if faults else None
@@ -113,10 +112,10 @@ def examine_images(path: Path) -> Examination:
     )
 
 
-def reduced(scaler: VideoReformatter, picture: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+def reduced(picture: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     """An image at another size, with the scaler that videos have."""
     frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-    return as_array(scaled(scaler, frame, *size))
+    return as_array(scaled(frame, *size))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ order and counted. Nothing is decoded for the index: it reads packets and the fe
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -22,8 +23,7 @@ SMALLEST_VOP = 20
 """Bytes; FFmpeg takes smaller MPEG-4 packets for placeholders of packed B-frames, which give no frame."""
 
 
-@dataclass(frozen=True)
-class Packet:
+class Packet(NamedTuple):
     """What the bitstream says of a packet: `sync` decoding may start here, `disposable` no other frame needs it."""
 
     sync: bool
@@ -157,14 +157,14 @@ def _vp9(packet: "av.Packet[VideoStream]") -> Packet | None:
 
 def _units(data: bytes, prefix: int) -> list[int] | None:
     """Offsets of the NAL units after their length prefixes; None if the lengths do not fill the packet."""
-    offsets, offset = [], 0
-    while offset + prefix < len(data):
-        size = int.from_bytes(data[offset : offset + prefix], "big")
+    offsets, offset, end = [], prefix, len(data)
+    while offset < end:
+        size = int.from_bytes(data[offset - prefix : offset], "big")
         if size == 0:
             return None
-        offsets.append(offset + prefix)
-        offset += prefix + size
-    return offsets if offset == len(data) and offsets else None
+        offsets.append(offset)
+        offset += size + prefix
+    return offsets if offset == end + prefix and offsets else None
 
 
 def _h264(packet: "av.Packet[VideoStream]", prefix: int) -> Packet | None:
@@ -172,15 +172,16 @@ def _h264(packet: "av.Packet[VideoStream]", prefix: int) -> Packet | None:
     units = _units(data, prefix)
     if units is None:
         return None
-    kinds = [(data[u] & 31, data[u] >> 5) for u in units]
-    slices = [(kind, reference) for kind, reference in kinds if 1 <= kind <= 5]
-    if not slices:
-        return None
-    sync = packet.is_keyframe and (
-        any(kind == 5 for kind, _ in slices)
-        or any(kind == 6 and _recovers(data[u + 1 : u + 256]) for u, (kind, _) in zip(units, kinds, strict=True))
-    )
-    return Packet(sync, disposable=all(reference == 0 for _, reference in slices))
+    disposable, num_slices, sync = True, 0, False
+    for unit in units:
+        kind = data[unit] & 31
+        if 1 <= kind <= 5:
+            num_slices += 1
+            disposable = disposable and data[unit] < 32  # nal_ref_idc, two bits above the kind, is 0
+            sync = sync or kind == 5
+        elif kind == 6:
+            sync = sync or _recovers(data[unit + 1 : unit + 256])
+    return Packet(sync and packet.is_keyframe, disposable) if num_slices else None
 
 
 def _recovers(message: bytes) -> bool:

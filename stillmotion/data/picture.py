@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Mapping
+from threading import local
 from typing import cast
 
 import numpy as np
@@ -53,7 +54,7 @@ class Turn:
 class Painter:
     """Writes frames of one video as upright RGB of one size.
 
-    One scaler serves all frames (a new one for each is 2-4 times dearer). Colour matrix and range are the frame's own.
+    Colour matrix and range are the frame's own.
 
     Args:
         size: Width and height of the video's first frame as stored; frames of other sizes are brought to it.
@@ -63,18 +64,29 @@ class Painter:
     def __init__(self, size: Size, short_side: int | None):
         self.stored = size
         self.short_side = short_side
-        self._scaler = VideoReformatter()
 
     def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """The picture, (H, W, 3)."""
         turn = Turn(frame)
         width, height = turn.size(reduced_size(turn.size(self.stored), self.short_side))
-        return turn(as_array(scaled(self._scaler, frame, width, height)))
+        return turn(as_array(scaled(frame, width, height)))
 
 
-def scaled(scaler: VideoReformatter, frame: VideoFrame, width: int, height: int) -> VideoFrame:
-    """The frame as rgb24 of this size; one thread, so that loader workers do not fight over the cores."""
-    return scaler.reformat(frame, width, height, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1)
+class _Scalers(local):
+    """One scaler a thread: a new one for every frame makes it 2-4 times dearer, and one frame is often all we read."""
+
+    def __init__(self) -> None:
+        self.scaler = VideoReformatter()
+
+
+_scalers = _Scalers()
+
+
+def scaled(frame: VideoFrame, width: int, height: int) -> VideoFrame:
+    """The frame as rgb24 of this size; on one core, so that loader workers do not fight over them."""
+    return _scalers.scaler.reformat(
+        frame, width, height, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1
+    )
 
 
 def as_array(frame: VideoFrame) -> NDArray[np.uint8]:
