@@ -59,6 +59,11 @@ class Method(nn.Module):
         return backbone
 
     @property
+    def learns_unlabelled(self) -> bool:
+        """Whether a sample without a label teaches anything; without a second role it does not."""
+        return len(self.roles) > 1
+
+    @property
     def student(self) -> Encoder:
         """The network that the run delivers."""
         encoder = self.encoders["student"]

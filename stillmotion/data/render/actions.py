@@ -4,15 +4,19 @@ What a video shows follows three rules, so that the claim of HalluciNet (arXiv:1
 
 - The video begins just as the action does: its first frame holds a weak cue (`World.onset`), blurred by the posture
   that everybody has anyway (`World.habit`).
-- In training, most people are seen at the place that goes with their action (`PLACE_OF`): a shortcut. The others, and
-  half of the test videos, are in the studio, which goes with nothing; the other half of the test videos are at a
-  place that was drawn without looking at the action.
+- In the labelled training videos, most people are seen at the place that goes with their action (`PLACE_OF`): a
+  shortcut. The others are in the studio, which goes with nothing.
+- Further training videos have no label, as footage has that nobody looked through. There, as in the test, half of the
+  people are in the studio and the others at a place that was drawn without looking at the action.
 - Nobody (`group`) is in training and in test.
 """
 
 import csv
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -62,12 +66,13 @@ class World:
     Args:
         onset: Range of the phase at which a video begins: how much of the action the first frame gives away.
         habit: Spread of everybody's posture, degrees, standard deviation for each joint.
-        agreement: Share of the training videos that are at the place of their action; the others are in the studio.
+        agreement: Share of the labelled training videos that are at the place of their action; the others are in the
+            studio.
         num_frames: Frames of a video, at `FPS`.
     """
 
-    onset: tuple[float, float] = (0.04, 0.12)
-    habit: float = 9.0
+    onset: tuple[float, float] = (0.1, 0.3)
+    habit: float = 5.0
     agreement: float = 0.9
     num_frames: int = 20
 
@@ -163,28 +168,34 @@ def write_video(path: Path, frames: NDArray[np.uint8], *, fps: int = FPS) -> Non
         container.mux(stream.encode())
 
 
-def plan_actions(
-    *, num_train: int, num_test: int, seed: int, world: World, num_actors: int = 24
-) -> list[tuple[str, str, Take]]:
-    """Who does what and where.
+@dataclass(frozen=True)
+class Planned:
+    """A video to be, with what the table will say of it."""
 
-    Returns:
-        Split, group and take of every video; classes in turn.
-    """
+    split: str
+    group: str
+    labelled: bool
+    take: Take
+
+
+def plan_actions(
+    *, num_labelled: int, num_unlabelled: int, num_test: int, seed: int, world: World, num_actors: int = 24
+) -> list[Planned]:
+    """Who does what and where; classes in turn."""
     rng = np.random.default_rng([seed, 2])
     actions = list(PLACE_OF)
     plan = []
-    for split, count in (("train", num_train), ("test", num_test)):
+    for split, counts in (("train", (num_labelled, num_unlabelled)), ("test", (num_test, 0))):
         actors = [Body.of(rng) for _ in range(num_actors)]
-        for i in range(count):
-            action = actions[i % len(actions)]
-            actor = int(rng.integers(num_actors))
-            if split == "train":
+        for i in range(sum(counts)):
+            labelled = i < counts[0]
+            action, actor = actions[i % len(actions)], int(rng.integers(num_actors))
+            if split == "train" and labelled:
                 place = PLACE_OF[action] if rng.random() < world.agreement else NEUTRAL_PLACE
             else:
                 place = NEUTRAL_PLACE if rng.random() < 0.5 else PLACE_OF[actions[rng.integers(len(actions))]]
             take = Take.of(action, place, actors[actor], world, int(rng.integers(2**31)))
-            plan.append((split, f"{split}{actor:02d}", take))
+            plan.append(Planned(split, f"{split}{actor:02d}", labelled, take))
     return plan
 
 
@@ -198,29 +209,46 @@ def hint(take: Take) -> str:
 def render_actions(
     folder: str | Path,
     *,
-    num_train: int = 360,
-    num_test: int = 240,
+    num_labelled: int = 144,
+    num_unlabelled: int = 288,
+    num_test: int = 300,
     seed: int = 0,
     size: int = 64,
     world: World = World(),
+    workers: int = 1,
 ) -> Table:
     """Renders a set of videos and its table.
 
     Args:
         folder: Gets `table.csv` and the videos.
+        num_labelled, num_unlabelled: Training videos with and without a label.
+        num_test: Test videos, all with a label.
+        seed: Decides everything.
+        size: Height and width in pixels.
+        world: How hard it is.
+        workers: Processes that draw.
 
     Returns:
         The table, with the columns path, label, split, group, place, hint.
     """
     folder = Path(folder)
     (folder / "videos").mkdir(parents=True, exist_ok=True)
+    plan = plan_actions(
+        num_labelled=num_labelled, num_unlabelled=num_unlabelled, num_test=num_test, seed=seed, world=world
+    )
+    names = [f"videos/{planned.split}_{i:04d}.mp4" for i, planned in enumerate(plan)]
+    render = partial(_render, size=size, num_frames=world.num_frames)
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(render, [folder / name for name in names], [p.take for p in plan], chunksize=16))
     with open(folder / "table.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split", "group", "place", "hint"])
-        for i, (split, group, take) in enumerate(
-            plan_actions(num_train=num_train, num_test=num_test, seed=seed, world=world)
-        ):
-            name = f"videos/{split}_{i:04d}.mp4"
-            write_video(folder / name, draw_take(take, size=size, num_frames=world.num_frames))
-            writer.writerow([name, take.action, split, group, take.place, hint(take)])
+        for name, planned in zip(names, plan, strict=True):
+            take = planned.take
+            label = take.action if planned.labelled else ""
+            writer.writerow([name, label, planned.split, planned.group, take.place, hint(take)])
     return read_table(folder / "table.csv")
+
+
+def _render(path: Path, take: Take, *, size: int, num_frames: int) -> None:
+    write_video(path, draw_take(take, size=size, num_frames=num_frames))
