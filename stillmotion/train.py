@@ -34,7 +34,7 @@ from stillmotion.models.pretrained import save_pretrained
 from stillmotion.predictions import write_predictions
 from stillmotion.results import make_row
 from stillmotion.run import Run, fingerprint
-from stillmotion.tasks import Classification, Task
+from stillmotion.tasks import UNLABELLED, Classification, Task
 
 
 class Interrupted(KeyboardInterrupt):
@@ -201,7 +201,10 @@ def prepare(job: Job, parts: Parts, task: Task) -> Engine:
         # Measuring the gradients of the parts goes through the graph more than once.
         torch._functorch.config.donated_buffer = False
         method.student.compile()
-    loaders = VideoLoaders(parts.train, parts.val, task, method.views(), job.data, job.optim, seed=job.seed)
+    train = parts.train
+    if not method.learns_unlabelled:
+        train = train.select(lambda sample: task.encode(sample) != UNLABELLED)
+    loaders = VideoLoaders(train, parts.val, task, method.views(), job.data, job.optim, seed=job.seed)
     engine = Engine(method, job.optim, loaders, seed=job.seed)
     if job.run.checkpoint.exists():
         engine.resume(job.run.read_checkpoint())
