@@ -102,7 +102,7 @@ class Engine(L.LightningModule):
     # Steps
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return make_optimiser(self.method, self.config)
+        return make_optimiser(self.method, self.config, fused=self.trainer.precision != "16-mixed")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(position_seed(self.seed, self.epoch, self.batch, self.global_rank))

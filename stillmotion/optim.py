@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from stillmotion.config import OptimConfig
 from stillmotion.methods.base import Method
 
 
-def make_optimiser(method: Method, config: OptimConfig) -> torch.optim.Optimizer:
+def make_optimiser(method: Method, config: OptimConfig, *, fused: bool = True) -> torch.optim.Optimizer:
     """Optimiser over everything of a method that learns; marks the rest as fixed.
 
     A group's factor of the learning rate stands in its `lr_factor`.
@@ -21,6 +22,7 @@ def make_optimiser(method: Method, config: OptimConfig) -> torch.optim.Optimizer
         method: Parameters of its student are matched with the patterns of the settings by their names in the student.
         config: `trainable` patterns leave the others fixed (their batch norms still move); `lr_factors` are taken from
             the first pattern that matches.
+        fused: Update in one pass over memory where the device can. With fp16 scaling it would rule out clipping.
 
     Raises:
         ValueError: A pattern that no parameter matches, or nothing is left to train.
@@ -41,19 +43,20 @@ def make_optimiser(method: Method, config: OptimConfig) -> torch.optim.Optimizer
             groups.setdefault(config.lr_factors[matched] if matched else 1.0, []).append(parameter)
     if not groups:
         raise ValueError("nothing to train: every parameter of the student is fixed; check optim.trainable")
-    return _build(config, [{"params": p, "lr_factor": f} for f, p in groups.items()])
+    fused = fused and all(p.device.type in ("cpu", "cuda") for p in chain(*groups.values()))
+    return _build(config, [{"params": p, "lr_factor": f} for f, p in groups.items()], fused)
 
 
 def _first(name: str, patterns: Iterable[str]) -> str | None:
     return next((p for p in patterns if fnmatchcase(name, p)), None)
 
 
-def _build(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _build(config: OptimConfig, groups: list[dict[str, Any]], fused: bool) -> torch.optim.Optimizer:
     match config.optimiser:
         case "adam":
-            return torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay)
+            return torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+            return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
         case "sgd":
             return torch.optim.SGD(
                 groups,
@@ -61,6 +64,7 @@ def _build(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Opt
                 momentum=config.momentum,
                 dampening=config.dampening if config.momentum else 0.0,
                 weight_decay=config.weight_decay,
+                fused=fused,
             )
     raise ValueError(f"optim.optimiser={config.optimiser!r}: choose one of adam, adamw, sgd")
 
