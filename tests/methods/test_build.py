@@ -27,6 +27,12 @@ def test_plain_training_leaves_the_teacher_out() -> None:
     assert set(method.views()) == {"student/frames"}
 
 
+def test_unlabelled_samples_teach_only_beside_a_teacher() -> None:
+    learns = {name: build(name).learns_unlabelled for name in METHODS}
+    assert learns == {"supervised": False, "hallucinate": True, "logits": True}
+    assert not build("hallucinate", weight=0.0).learns_unlabelled
+
+
 def test_options_reach_student_and_method() -> None:
     assert {"fuse", "relu", "target", "weight", "squash", "control"} <= set(method_options("hallucinate"))
     method = build("hallucinate", fuse="none", weight=7, target="logits")
