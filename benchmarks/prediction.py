@@ -2,10 +2,10 @@
 
     python benchmarks/prediction.py --data ../shared/data [--rounds 7] [--threads 2] [--output FILE.json]
 
-All take turns in every round; the median counts. Each reads the file as if it had never seen it (what is known of the file
-is forgotten before every prediction). Networks have random weights: time does not depend on them. The students are exported
-MobileNets (ONNX); the teacher is `resnext3d_101` on one clip of 16 frames, exported too and as it trains; the flow network is
-the same with two input channels behind TV-L1 flow of OpenCV at its own 112 lines, its settings as the papers have them.
+All take turns in every round; the median counts. Each reads the file as if it had never seen it (what is known of it
+is forgotten before every prediction). Networks have random weights: time does not depend on them. The student is an
+exported MobileNet (ONNX); the teacher is `resnext3d_101` on one clip of 16 frames, exported too and as it trains; the
+flow network is the same with two input channels behind TV-L1 flow of OpenCV at 112x112, with its default settings.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -57,7 +58,7 @@ def flow_network() -> Predict:
         grey = [
             cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), (112, 112), interpolation=cv2.INTER_AREA) for f in frames
         ]
-        flow = np.stack([tvl1.calc(a, b, None) for a, b in zip(grey, grey[1:], strict=False)])
+        flow = np.stack([tvl1.calc(a, b, None) for a, b in pairwise(grey)])
         clip = torch.from_numpy((flow / 20.0).clip(-1.0, 1.0)).permute(0, 3, 1, 2)[None]
         with torch.no_grad():
             return network.forward_views(clip)["logits"]

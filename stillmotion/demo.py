@@ -16,12 +16,12 @@ from stillmotion.view import Augment
 
 WEIGHT = 400.0
 """Lambda of the hallucination loss."""
-EPOCHS = 24
+EPOCHS = 30
 """Over all training videos, two thirds of which have no label and teach nothing without a teacher."""
 
 TEACHER = ModelConfig(
     name="resnet3d_10",
-    options={"width": 8},
+    options={"width": 8, "stem_kernel": [3, 7, 7]},
     # Differences of frames: a backdrop that stands still cannot be seen, as it cannot by a network that sees flow.
     view={"kind": "difference", "size": 48, "num_frames": 16, "moment": "first", "std": [0.24, 0.24, 0.24]},
 )

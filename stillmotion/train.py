@@ -194,9 +194,10 @@ def prepare(job: Job, parts: Parts, task: Task) -> Engine:
     """The engine, where the last checkpoint left it."""
     method = build(job, parts.train, task)
     if job.trainer.channels_last:
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
         for parameter in method.parameters():
-            if parameter.ndim == 4:  # `Module.to` would refuse networks that have 3D convolutions
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            if parameter.ndim in formats:  # `Module.to` would refuse networks that have both
+                parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
     if job.trainer.compile:
         # Measuring the gradients of the parts goes through the graph more than once.
         torch._functorch.config.donated_buffer = False

@@ -37,7 +37,7 @@ def test_every_row_takes_the_same_number_of_steps() -> None:
         videos = 144 if row.teacher is None or row.method.options.get("weight") == 0.0 else 432
         steps[name] = epochs * videos // 24
     del steps["teacher"]
-    assert set(steps.values()) == {432}
+    assert set(steps.values()) == {540}
 
 
 @pytest.mark.slow
