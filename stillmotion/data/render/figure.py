@@ -133,9 +133,9 @@ def draw_figure(
     place = {k: foot + unit * v * np.array([facing, -1.0]) for k, v in skeleton(body, pose).items()}
 
     def limb(names: Sequence[str], thickness: float, colour: Colour, shade: float = 1.0) -> None:
-        points = np.array([[place[name] * 16 for name in names]]).round().astype(np.int32)
+        points = np.array([place[name] * 16 for name in names]).round().astype(np.int32)
         paint = tuple(int(shade * c) for c in colour)
-        cv2.polylines(image, points, False, paint, max(1, round(thickness * body.width * unit)), cv2.LINE_AA, 4)
+        cv2.polylines(image, [points], False, paint, max(1, round(thickness * body.width * unit)), cv2.LINE_AA, 4)
 
     def disc(centre: Point, radius: float, colour: Colour) -> None:
         x, y = (centre * 16).round().astype(int).tolist()
