@@ -156,7 +156,8 @@ def split(job: Job) -> tuple[Parts, Task]:
         raise ValueError(f"data.val and data.test are both {data.val!r}: the test split is never selected on; "
                          "leave data.val out to hold out training groups")  # fmt: skip
     used = [name for name in (data.train, data.val, data.test) if name is not None]
-    for line in [*map(str, check_leaks(table, used)), *check_classes(table, data.train, data.test, data.target)]:
+    leaks = [f"{table.source}: {leak}" for leak in check_leaks(table, used)]
+    for line in [*leaks, *check_classes(table, data.train, data.test, data.target)]:
         say(f"warning: {line}")
     train_table = table.select(data.train)
     task = Classification.of(train_table, data.target)
