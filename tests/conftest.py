@@ -1,6 +1,7 @@
 """Shared fixtures: where the real videos are, and small videos made on the spot."""
 
 import os
+import signal
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +10,11 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would every process that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _find_data() -> Path | None:
