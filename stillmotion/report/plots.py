@@ -60,7 +60,7 @@ def save_figure(figure: "Figure", png: str | Path, *, dpi: int = 150) -> Path:
     png = Path(png)
     png.parent.mkdir(parents=True, exist_ok=True)
     out = io.BytesIO()
-    figure.savefig(out, dpi=dpi, format="png")
+    figure.savefig(out, dpi=dpi, format="png", bbox_inches="tight", pad_inches=0.1)  # constrained layout cuts labels
     write_atomic(png, out.getvalue())
     return png
 
