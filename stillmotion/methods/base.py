@@ -108,3 +108,29 @@ class Method(nn.Module):
     def weights(self) -> dict[str, float]:
         """Weight of every `<part>_loss` in `loss`."""
         return {"task_loss": 1.0}
+
+
+class Distillation(Method):
+    """A method whose student learns from a frozen teacher, beside its task.
+
+    Args:
+        encoders: `student` and `teacher`. With weight 0 the teacher is dropped.
+        task: The student's own loss.
+        weight: Of the distillation loss.
+        task_weight: Of the task loss.
+
+    Raises:
+        ValueError: A negative weight.
+    """
+
+    roles: tuple[str, ...] = ("student", "teacher")
+    frozen: tuple[str, ...] = ("teacher",)
+
+    def __init__(self, encoders: Mapping[str, Encoder], task: Task, *, weight: float, task_weight: float) -> None:
+        if weight < 0.0 or task_weight < 0.0:
+            raise ValueError(f"weight={weight}, task_weight={task_weight}: must not be negative")
+        if weight == 0.0:
+            self.roles, self.frozen = ("student",), ()
+            encoders = {"student": encoders["student"]}
+        super().__init__(encoders, task)
+        self.weight, self.task_weight = weight, task_weight

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillmotion.methods.base import Method, has_logits
+from stillmotion.methods.base import Distillation, has_logits
 from stillmotion.models.encoder import Batch, Encoder, StoredFeatures
 from stillmotion.models.student import Fusion, HallucinatingStudent, Tap
 from stillmotion.tasks import Task
@@ -129,7 +129,7 @@ def feature_dim(teacher: Encoder, target: str) -> int:
     return feature_of(outputs, target).shape[-1]
 
 
-class Hallucinate(Method):
+class Hallucinate(Distillation):
     """Task loss plus `weight` times the hallucination loss (METHODS 2.3).
 
     The hallucination loss is over all samples, labelled or not. Student and teacher are matched moment by moment; where
@@ -151,9 +151,6 @@ class Hallucinate(Method):
             `teacher.view.stride=0` instead.
     """
 
-    roles: tuple[str, ...] = ("student", "teacher")
-    frozen: tuple[str, ...] = ("teacher",)
-
     def __init__(
         self,
         encoders: Mapping[str, Encoder],
@@ -166,13 +163,7 @@ class Hallucinate(Method):
         target: str = "embedding",
         control: Control = "none",
     ) -> None:
-        if weight < 0.0 or task_weight < 0.0:
-            raise ValueError(f"weight={weight}, task_weight={task_weight}: must not be negative")
-        if weight == 0.0:
-            self.roles, self.frozen = ("student",), ()
-            encoders = {"student": encoders["student"]}
-        super().__init__(encoders, task)
-        self.weight, self.task_weight = weight, task_weight
+        super().__init__(encoders, task, weight=weight, task_weight=task_weight)
         self.squash, self.reduction, self.target, self.control = squash, reduction, target, control
         if weight:
             self._check_pair(self.student, self.encoder("teacher"))

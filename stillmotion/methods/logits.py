@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillmotion.methods.base import Method, has_logits
+from stillmotion.methods.base import Distillation, has_logits
 from stillmotion.models.encoder import Batch, Encoder
 from stillmotion.tasks import Task
 
@@ -32,7 +32,7 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: fl
     return F.kl_div(soft, target, reduction="batchmean", log_target=True) * temperature**2
 
 
-class LogitDistillation(Method):
+class LogitDistillation(Distillation):
     """`task_weight` times the task loss plus `weight` times the distillation loss, this over all samples.
 
     Hinton's alpha is weight = alpha, task_weight = 1 - alpha.
@@ -45,9 +45,6 @@ class LogitDistillation(Method):
         task_weight: Of the task loss.
     """
 
-    roles: tuple[str, ...] = ("student", "teacher")
-    frozen: tuple[str, ...] = ("teacher",)
-
     def __init__(
         self,
         encoders: Mapping[str, Encoder],
@@ -59,13 +56,8 @@ class LogitDistillation(Method):
     ) -> None:
         if temperature <= 0.0:
             raise ValueError(f"temperature={temperature}: must be above 0")
-        if weight < 0.0 or task_weight < 0.0:
-            raise ValueError(f"weight={weight}, task_weight={task_weight}: must not be negative")
-        if weight == 0.0:
-            self.roles, self.frozen = ("student",), ()
-            encoders = {"student": encoders["student"]}
-        super().__init__(encoders, task)
-        self.temperature, self.weight, self.task_weight = temperature, weight, task_weight
+        super().__init__(encoders, task, weight=weight, task_weight=task_weight)
+        self.temperature = temperature
         if weight:
             self._check_classes(self.encoder("teacher"))
 
