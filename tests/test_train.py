@@ -265,7 +265,7 @@ def test_mistakes_are_told_in_one_line_before_anything_is_written(
 def test_a_leak_between_splits_is_told(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table.write_text(table.read_text().replace("train,g0", "train,g7"))
     split(job(table, tmp_path))
-    assert "warning: group 'g7' is in train (lines 2, 3, 4) and test" in capsys.readouterr().err
+    assert f"warning: {table}: group 'g7' is in train (lines 2, 3, 4) and test" in capsys.readouterr().err
 
 
 def test_without_a_readable_video_there_is_one_line(table: Path, tmp_path: Path) -> None:
