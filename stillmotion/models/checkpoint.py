@@ -36,12 +36,14 @@ class WeightsReport:
         left_out: Names in the file that were not taken, with the reason.
         classifier: Why the file's classifier was left out; empty if it fits. The network's own starts at random.
         missing: Further names in the network that the file does not give; they keep their random values.
+        initialised: Names that no file of the network it starts from has, such as temporal convolutions.
     """
 
     source: str
     copied: tuple[str, ...]
     left_out: dict[str, str]
     missing: tuple[str, ...] = ()
+    initialised: tuple[str, ...] = ()
     classifier: str = ""
 
     def summary(self) -> str:
@@ -57,6 +59,8 @@ class WeightsReport:
             parts.append(f"{self.classifier}: left out")
         if other := {k: v for k, v in self.left_out.items() if v != self.classifier}:
             parts.append(f"{len(other)} not taken ({_first([f'{k}: {v}' for k, v in other.items()])})")
+        if self.initialised:
+            parts.append(f"{len(self.initialised)} initialised ({_first(self.initialised)})")
         if self.missing:
             parts.append(f"{len(self.missing)} missing ({_first(self.missing)})")
         return f"{self.source}: {'; '.join(parts)}"
@@ -170,11 +174,14 @@ def copy_weights(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> 
         raise WeightsError(f"{source}: nothing fits {encoder.config['name']}; {_why(state, names, *example)}")
     # Files older than 2018 lack batch norm's counter, and nothing depends on it.
     absent = set(own) - set(fitting) - set(dropped)
+    absent = {name for name in absent if not name.endswith("num_batches_tracked")}
+    fresh = encoder.initialised_names()
     report = WeightsReport(
         source=source,
         copied=tuple(name for name in own if name in fitting),
         left_out=left_out,
-        missing=tuple(name for name in own if name in absent and not name.endswith("num_batches_tracked")),
+        missing=tuple(name for name in own if name in absent and name not in fresh),
+        initialised=tuple(name for name in own if name in absent and name in fresh),
         classifier=next(iter(dropped.values()), ""),
     )
     encoder.load_state_dict(fitting, strict=False)

@@ -92,6 +92,10 @@ class Encoder(nn.Module):
         """Those own names of `state_dict` that belong to the classes: left out where the class counts differ."""
         return set()
 
+    def initialised_names(self) -> set[str]:
+        """Those own names that files of another network, which it starts from, cannot have; no file misses them."""
+        return set()
+
     def watch(self, net: nn.Module, taps: Sequence[str]) -> None:
         """Keeps the output of some layers of `net`, for `watched`.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stillmotion.config import ModelConfig
+from stillmotion.models.adapters import ImageEncoder
 from stillmotion.models.catalogue import ModelInfo, list_models
 from stillmotion.models.checkpoint import WeightsReport, load_weights
 from stillmotion.models.encoder import Encoder
@@ -17,6 +18,7 @@ from stillmotion.models.libraries import (
     unknown_name,
 )
 from stillmotion.models.pretrained import is_run, load_pretrained
+from stillmotion.models.pseudo3d import Pseudo3d
 from stillmotion.models.resnext3d import RESNETS, VIEW, ResNet3d
 from stillmotion.models.student import HallucinatingStudent
 
@@ -35,7 +37,8 @@ def create_model(
     """Makes a network.
 
     Args:
-        name: `timm/<name>`, `torchvision/<name>`, `resnext3d_101` and relatives, `hallucinating`, or a run folder.
+        name: `timm/<name>`, `torchvision/<name>`, `pseudo3d/<name>` (of timm; `pseudo3d/torchvision/<name>`),
+            `resnext3d_101` and relatives, `hallucinating`, or a run folder.
         num_classes: Width of `logits`; 0 for none.
         weights: None starts at random; `default` downloads the library's own; else a local safetensors or checkpoint
             file. `encoder.weights_report` tells what was taken from it.
@@ -67,9 +70,9 @@ def create_model(
         (seen,) = encoder.views.values()
         shared = {"name": name, "num_classes": num_classes, "taps": list(taps), "view": seen.to_dict()}
         encoder.config = {**shared, **options}
-    if weights == "default":
+    if weights == "default" and not isinstance(encoder, Pseudo3d):
         load_default(encoder)
-    elif weights is not None:
+    elif weights not in (None, "default"):
         load_weights(encoder, weights)
     return encoder
 
@@ -94,7 +97,7 @@ def _is_trained(name: str) -> bool:
     if is_run(name):
         return True
     library, _, rest = name.partition("/")
-    known = library in ("timm", "torchvision") or name in RESNETS or name == "hallucinating"
+    known = library in ("timm", "torchvision", "pseudo3d") or name in RESNETS or name == "hallucinating"
     return not known and (Path(name).is_dir() or bool(rest))
 
 
@@ -125,6 +128,8 @@ def _builder(name: str) -> Builder:
         return build_timm
     if library == "torchvision" and rest:
         return build_torchvision
+    if library == "pseudo3d" and rest:
+        return _build_pseudo3d
     if name in RESNETS:
         return _build_resnet3d
     raise unknown_name(name, [*RESNETS, "hallucinating"])
@@ -135,6 +140,24 @@ def _build_resnet3d(
 ) -> Encoder:
     with options_of(name):
         return ResNet3d(name, num_classes=num_classes, view=make_view(VIEW, view), taps=taps, **options)
+
+
+def _build_pseudo3d(
+    name: str, num_classes: int, weights: str | None, taps: Sequence[str], view: dict[str, Any], options: dict[str, Any]
+) -> Encoder:
+    flat = name.removeprefix("pseudo3d/")
+    if not flat.startswith(("timm/", "torchvision/")):
+        flat = f"timm/{flat}"
+    own = {key: options[key] for key in ("wiring", "stages", "time_pool") if key in options}
+    rest = {key: value for key, value in options.items() if key not in own}
+    image = create_model(
+        flat, num_classes=num_classes, weights="default" if weights == "default" else None, taps=taps,
+        view={"num_frames": 16, **view}, **rest,
+    )  # fmt: skip
+    if not isinstance(image, ImageEncoder):
+        raise ValueError(f"{name}: pseudo3d takes 2D networks, and {flat} sees clips already")
+    with options_of(name):
+        return Pseudo3d(image, **own)
 
 
 def _build_student(
