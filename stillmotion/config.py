@@ -89,6 +89,8 @@ class OptimConfig:
         weight_decay: L2 penalty (adam, sgd) or decoupled decay (adamw).
         momentum, dampening: For sgd.
         epochs: Passes over the training samples.
+        min_steps: Least number of optimiser steps; where `epochs` gives fewer, epochs are added. So rows that learn
+            from fewer samples (without the unlabelled ones, say) get the same budget.
         steps_per_epoch: Cut every epoch after so many steps (None: the whole set).
         batch_size: Samples a step, over all processes.
         accumulate: Parts in which a batch is computed, to save memory.
@@ -108,6 +110,7 @@ class OptimConfig:
     momentum: float = 0.9
     dampening: float = 0.0
     epochs: int = 50
+    min_steps: int = 0
     steps_per_epoch: int | None = None
     batch_size: int = 25
     accumulate: int = 1

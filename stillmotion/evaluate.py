@@ -14,7 +14,6 @@ from stillmotion.measure import Measured, Reading, distance, measure, predict_wi
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.factory import load_model
 from stillmotion.models.pretrained import is_run, read_config
-from stillmotion.networks import trained_short_side
 from stillmotion.predictions import write_predictions
 from stillmotion.results import Row, write_results
 from stillmotion.run import Run
@@ -75,7 +74,7 @@ def evaluate(
     seen = view_settings(protocol, moment, num_moments, size, view)
     encoder, task, name = open_model(model, rows, target, seen)
     check_labels(used, task.class_names, task.target)
-    side = short_side if short_side is not None else trained_short_side(name)
+    side = short_side if short_side is not None else encoder.short_side
     reading = Reading(
         batch_size=batch_size, workers=workers, device=pick_device(device), short_side=side, packed=packed
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stillmotion.models.encoder import Encoder
-from stillmotion.networks import METADATA, trained_short_side
+from stillmotion.networks import METADATA
 from stillmotion.results import write_atomic
 from stillmotion.view import View
 
@@ -64,7 +64,7 @@ def export(run: str, output: str, *, view: Mapping[str, Any] | None = None) -> P
         "format": 1,
         "task": task.to_dict(),
         "views": {name: v.to_dict() for name, v in encoder.views.items()},
-        "short_side": trained_short_side(run),
+        "short_side": encoder.short_side,
         "model": config["model"],
     }
     content = _to_onnx(encoder, facts)

@@ -86,18 +86,4 @@ def _load_run(model: str, device: str, view: Mapping[str, Any]) -> tuple[Network
         return logits
 
     views = {name: seen.to_dict() for name, seen in encoder.views.items()}
-    return run, {"task": task.to_dict(), "views": views, "short_side": trained_short_side(model)}
-
-
-def trained_short_side(model: str | Path) -> int | None:
-    """To which shorter side frames were reduced in training: of a run folder, from its settings."""
-    settings = Path(model) / "settings.json"
-    if not settings.is_file():
-        return None
-    data = json.loads(settings.read_text(encoding="utf-8"))["data"]
-    if data["short_side"] is None and data["packed"] is not None:
-        from stillmotion.data.store import FrameStore
-
-        return FrameStore(data["packed"]).short_side
-    short_side: int | None = data["short_side"]
-    return short_side
+    return run, {"task": task.to_dict(), "views": views, "short_side": encoder.short_side}

@@ -1,7 +1,8 @@
 """`stillmotion train`: one run, from a table to a folder; it resumes by itself."""
 
+import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from stillmotion.callbacks import (
 from stillmotion.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, TrainerConfig
 from stillmotion.data.split import drop_labels, hold_out
 from stillmotion.data.splits import check_classes, check_labels, check_leaks
+from stillmotion.data.store import FrameStore
 from stillmotion.data.table import Table, read_table
 from stillmotion.engine import Engine
 from stillmotion.features import open_features
@@ -207,7 +209,9 @@ def prepare(job: Job, parts: Parts, task: Task) -> Engine:
     if not method.learns_unlabelled:
         train = train.select(lambda sample: task.encode(sample) != UNLABELLED)
     loaders = VideoLoaders(train, parts.val, task, method.views(), job.data, job.optim, seed=job.seed)
-    engine = Engine(method, job.optim, loaders, seed=job.seed)
+    enough = math.ceil(job.optim.min_steps / loaders.steps_per_epoch)
+    optim = replace(job.optim, epochs=max(job.optim.epochs, enough))
+    engine = Engine(method, optim, loaders, seed=job.seed)
     if job.run.checkpoint.exists():
         engine.resume(job.run.read_checkpoint())
     return engine
@@ -215,7 +219,7 @@ def prepare(job: Job, parts: Parts, task: Task) -> Engine:
 
 def fit(job: Job, engine: Engine) -> torch.device:
     """Trains to the end; returns the device that it ran on."""
-    config, optim = job.trainer, job.optim
+    config, optim = job.trainer, engine.config
     with quiet_lightning(), StopSignal() as stop:
         writer = RunWriter(job.run, every=config.checkpoint_every, early_stop=config.early_stop,
                            keep_best=config.select == "best", stop=stop)  # fmt: skip
@@ -232,7 +236,8 @@ def deliver(job: Job, engine: Engine, parts: Parts, task: Task, device: torch.de
     run, student = job.run, engine.method.student
     if job.trainer.select == "best":
         student.load_state_dict(load_file(run.path / BEST))
-    save_pretrained(student, task, run.path, {"trained": {"method": job.method.name, "seed": job.seed}})
+    trained = {"method": job.method.name, "seed": job.seed, "short_side": short_side(job.data)}
+    save_pretrained(student, task, run.path, {"trained": trained})
     errors, faults = dict(engine.errors), dict(engine.faults)
     report: dict[str, Any] = {"epochs": engine.epoch, "steps": engine.step, "gradients": engine.gradients}
     metrics, cost = selected(engine, job.trainer.select), None
@@ -253,6 +258,11 @@ def deliver(job: Job, engine: Engine, parts: Parts, task: Task, device: torch.de
     run.write_results([make_row(run.path.name, {k: [v] for k, v in {**metrics, **counted}.items()}, cost)])
     (run.path / BEST).unlink(missing_ok=True)
     say(f"{run.path}: {engine.epoch} epochs, {engine.step} steps; {summary(run)}")
+
+
+def short_side(data: DataConfig) -> int | None:
+    """To which shorter side frames are reduced; a frame store says it itself."""
+    return FrameStore(data.packed).short_side if data.packed is not None else data.short_side
 
 
 def selected(engine: Engine, select: str) -> dict[str, float]:

@@ -20,6 +20,7 @@ from stillmotion.config import DataConfig, MethodConfig, ModelConfig, OptimConfi
 from stillmotion.data.table import read_table
 from stillmotion.engine import Engine
 from stillmotion.evaluate import evaluate
+from stillmotion.models.pretrained import load_pretrained
 from stillmotion.run import Run
 from stillmotion.train import Interrupted, Job, build, split, train
 from stillmotion.view import Augment
@@ -316,3 +317,21 @@ def test_two_processes_train_together(table: Path, tmp_path: Path) -> None:
     assert (
         json.loads((run.path / "report.json").read_text())["steps"] == 8
     )  # a rest of 3 would leave one process a single sample
+
+
+def test_min_steps_give_fewer_samples_the_same_budget(table: Path, tmp_path: Path) -> None:
+    arguments = settings(optim={"epochs": 1, "min_steps": 12}, data={"label_fraction": 0.34})
+    few = train(table, output=tmp_path / "few", **arguments)
+    assert few.read_json("report.json")["steps"] == 12  # 6 labelled videos, 2 steps an epoch
+    assert few.read_json("report.json")["epochs"] == 6
+    again = train(table, output=tmp_path / "few", **arguments)  # a finished run stays as it is
+    assert again.read_json("report.json")["steps"] == 12
+
+
+def test_the_shared_network_remembers_how_frames_were_reduced(table: Path, tmp_path: Path) -> None:
+    run = train(table, output=tmp_path / "run", **settings(optim={"epochs": 1}, data={"short_side": 64}))
+    shared = tmp_path / "shared"  # as from the Hub: without settings.json
+    shared.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (shared / name).write_bytes((run.path / name).read_bytes())
+    assert load_pretrained(shared)[0].short_side == 64

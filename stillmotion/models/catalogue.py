@@ -10,8 +10,7 @@ import torch
 
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.libraries import CLIPS, build_timm, build_torchvision, timm_view, torchvision_view
-from stillmotion.models.resnext3d import RESNETS, VIEW, ResNet3d
-from stillmotion.view import View
+from stillmotion.models.own import OWN
 
 MAX_BUILT = 20
 """With so many matches or fewer, every network is built (without memory) to count its parameters."""
@@ -59,7 +58,7 @@ def list_models(pattern: str = "*") -> list[ModelInfo]:
         [('resnext3d_101', 47521216, 2048)]
     """
     pattern = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
-    names = [n for n in [*RESNETS, *_torchvision_names(), *_timm_names()] if fnmatch(n, pattern)]
+    names = [n for n in [*OWN, *_torchvision_names(), *_timm_names()] if fnmatch(n, pattern)]
     tags = _timm_tags() if any(n.startswith("timm/") for n in names) else {}
     return [_describe(name, tags, built=len(names) <= MAX_BUILT) for name in names]
 
@@ -106,7 +105,7 @@ def _describe(name: str, tags: dict[str, list[str]], *, built: bool) -> ModelInf
         default = get_model_weights(short).DEFAULT
         weights, licence = (default.name,), default.meta.get("license")
     else:
-        view, kind, build = VIEW, "clip", _build_own
+        view, kind, build = OWN[name][1], "clip", _build_own
     params, width = _count(build, name) if built else (None, None)
     return ModelInfo(
         name=name,
@@ -122,7 +121,8 @@ def _describe(name: str, tags: dict[str, list[str]], *, built: bool) -> ModelInf
 
 
 def _build_own(name: str, num_classes: int, *_: object) -> Encoder:
-    return ResNet3d(name, num_classes=num_classes, view=View())
+    build, view = OWN[name]
+    return build(name, num_classes=num_classes, view=view)
 
 
 def _count(build: Callable[..., Encoder], name: str) -> tuple[int | None, int | None]:

@@ -4,11 +4,13 @@ import logging
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,7 +73,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Reads the tensors of a `.safetensors` file or of a PyTorch checkpoint (`.pt`, `.pth`, `.pth.tar`, `.ckpt`).
+    """Reads the tensors of a `.safetensors`, `.npz` or PyTorch file (`.pt`, `.pth`, `.pth.tar`, `.ckpt`).
 
     A checkpoint is a pickle, which can hold code; only tensors and plain data are read, anything else is refused.
 
@@ -83,6 +85,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: no such weights file; give a .safetensors or PyTorch checkpoint")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if path.suffix == ".npz":
+        return _read_npz(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # on newer pickle protocols
@@ -112,6 +116,19 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         state: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: damaged or no safetensors file ({_line(error)}); copy it again") from None
+    if not state:
+        raise WeightsError(f"{path}: holds no weights")
+    return state
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            state = {name: torch.from_numpy(np.ascontiguousarray(content[name])) for name in content.files}
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        if "pickle" in str(error):
+            raise WeightsError(f"{path}: holds code (Python objects), refused; save plain arrays") from None
+        raise WeightsError(f"{path}: damaged or no .npz file ({_line(error)}); copy it again") from None
     if not state:
         raise WeightsError(f"{path}: holds no weights")
     return state
@@ -152,6 +169,7 @@ def load_weights(encoder: Encoder, path: str | Path) -> WeightsReport:
 def copy_weights(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> WeightsReport:
     """As `load_weights`, from tensors in memory."""
     names, own, of_classes = encoder.published_names(), encoder.state_dict(), encoder.classifier_names()
+    state = encoder.adapt_state(state)
     fitting: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}
     dropped: dict[str, str] = {}
@@ -162,8 +180,8 @@ def copy_weights(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> 
             left_out[name] = "not in this network"
         elif target in fitting:
             left_out[name] = "found twice"
-        elif tensor.shape == own[target].shape:
-            fitting[target] = tensor
+        elif _shape(tensor) == _shape(own[target]):
+            fitting[target] = tensor.reshape(own[target].shape)
         elif target in of_classes and tensor.shape[1:] == own[target].shape[1:]:
             left_out[name] = f"classifier of {tensor.shape[0]} classes, here {own[target].shape[0]}"
             dropped[target] = left_out[name]
@@ -189,6 +207,11 @@ def copy_weights(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> 
     if report.left_out or report.missing:
         log.warning("%s", report.summary())
     return report
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    """Without axes of size 1: a 1x3x3 convolution in 3D is a 3x3 one in 2D."""
+    return [size for size in tensor.shape if size != 1]
 
 
 def _why(state: Mapping[str, Tensor], names: Mapping[str, str], wanted: str, tensor: Tensor) -> str:

@@ -30,6 +30,7 @@ class Encoder(nn.Module):
         taps: Names of further layers (`named_modules`) whose output the result carries too.
         config: JSON data from which `create_model(**config)` rebuilds the architecture, without its weights.
         weights_report: What was taken from a weights file; None for random weights.
+        short_side: To which shorter side the frames of its training were reduced before its view; None if not.
     """
 
     views: dict[str, View]
@@ -38,6 +39,7 @@ class Encoder(nn.Module):
     taps: tuple[str, ...] = ()
     config: dict[str, Any]
     weights_report: "WeightsReport | None" = None
+    short_side: int | None = None
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Runs the network.
@@ -87,6 +89,13 @@ class Encoder(nn.Module):
     def published_names(self) -> dict[str, str]:
         """Names that a weights file may use -> own names of `state_dict`."""
         return {name: name for name in self.state_dict()}
+
+    def adapt_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Renames (and, where its format wants it, rearranges) the tensors of a weights file.
+
+        A format that brings its own normalisation changes `views` and `config` here.
+        """
+        return dict(state)
 
     def classifier_names(self) -> set[str]:
         """Those own names of `state_dict` that belong to the classes: left out where the class counts differ."""

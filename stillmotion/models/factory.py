@@ -17,9 +17,9 @@ from stillmotion.models.libraries import (
     options_of,
     unknown_name,
 )
+from stillmotion.models.own import OWN
 from stillmotion.models.pretrained import is_run, load_pretrained
 from stillmotion.models.pseudo3d import Pseudo3d
-from stillmotion.models.resnext3d import RESNETS, VIEW, ResNet3d
 from stillmotion.models.student import HallucinatingStudent
 
 __all__ = ["ModelInfo", "create_model", "list_models", "load_model"]
@@ -38,7 +38,7 @@ def create_model(
 
     Args:
         name: `timm/<name>`, `torchvision/<name>`, `pseudo3d/<name>` (of timm; `pseudo3d/torchvision/<name>`),
-            `resnext3d_101` and relatives, `hallucinating`, or a run folder.
+            `resnext3d_101`, `p3d_63` and relatives, `hallucinating`, or a run folder.
         num_classes: Width of `logits`; 0 for none.
         weights: None starts at random; `default` downloads the library's own; else a local safetensors or checkpoint
             file. `encoder.weights_report` tells what was taken from it.
@@ -97,7 +97,7 @@ def _is_trained(name: str) -> bool:
     if is_run(name):
         return True
     library, _, rest = name.partition("/")
-    known = library in ("timm", "torchvision", "pseudo3d") or name in RESNETS or name == "hallucinating"
+    known = library in ("timm", "torchvision", "pseudo3d") or name in OWN or name == "hallucinating"
     return not known and (Path(name).is_dir() or bool(rest))
 
 
@@ -130,16 +130,17 @@ def _builder(name: str) -> Builder:
         return build_torchvision
     if library == "pseudo3d" and rest:
         return _build_pseudo3d
-    if name in RESNETS:
-        return _build_resnet3d
-    raise unknown_name(name, [*RESNETS, "hallucinating"])
+    if name in OWN:
+        return _build_own
+    raise unknown_name(name, [*OWN, "hallucinating"])
 
 
-def _build_resnet3d(
+def _build_own(
     name: str, num_classes: int, weights: str | None, taps: Sequence[str], view: dict[str, Any], options: dict[str, Any]
 ) -> Encoder:
+    build, own = OWN[name]
     with options_of(name):
-        return ResNet3d(name, num_classes=num_classes, view=make_view(VIEW, view), taps=taps, **options)
+        return build(name, num_classes=num_classes, view=make_view(own, view), taps=taps, **options)
 
 
 def _build_pseudo3d(

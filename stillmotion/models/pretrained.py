@@ -96,6 +96,7 @@ def load_pretrained(
             reason = " ".join(str(error).split())[:200]
             raise PretrainedError(f"{folder / WEIGHTS}: does not fit {folder / CONFIG} ({reason})") from None
         encoder.weights_report = WeightsReport(source=str(source), copied=tuple(state), left_out={})
+    encoder.short_side = config.get("trained", {}).get("short_side")
     return encoder.eval(), task_from_dict(config["task"]), config
 
 

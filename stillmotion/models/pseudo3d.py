@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stillmotion.models.adapters import ImageEncoder
 from stillmotion.models.encoder import Encoder
+from stillmotion.models.temporal import TemporalConv, halve_time, split_time
 
 TEMPORAL = "temporal"
 """Name of the further module within a convolution, and so a part of the further names of a state dict."""
@@ -32,39 +33,6 @@ class Frames:
 
     num: int = 1
     set_outside: bool = False
-
-
-class TemporalConv(nn.Module):
-    """A 3x1x1 convolution over time, with zeros beyond the ends.
-
-    Time is merged into the batch. With `channels_last` maps both directions are views: nothing is copied.
-
-    Args:
-        in_dim, out_dim: Channels.
-        groups: `in_dim` for a depthwise one.
-        kernel: Frames that it spans, an odd number.
-    """
-
-    def __init__(self, in_dim: int, out_dim: int, *, groups: int = 1, kernel: int = 3) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_dim, out_dim, (kernel, 1), padding=(kernel // 2, 0), groups=groups, bias=False)
-
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        """(B*T, C, H, W) -> (B*T, D, H, W)."""
-        channels, height, width = x.shape[1:]
-        over_time = x.reshape(-1, num_frames, channels, height * width).transpose(1, 2)
-        mixed: Tensor = self.conv(over_time)
-        return mixed.transpose(1, 2).reshape(-1, mixed.shape[1], height, width)
-
-    def start(self, *, identity: bool) -> None:
-        """Passes its input on (as many channels out as in), or gives zeros."""
-        weight = self.conv.weight
-        nn.init.zeros_(weight)
-        if identity:
-            per_group = weight.shape[1]
-            out = torch.arange(weight.shape[0])
-            with torch.no_grad():
-                weight[out, out % per_group, weight.shape[2] // 2] = 1.0
 
 
 class Temporal(nn.Module):
@@ -86,7 +54,10 @@ class Temporal(nn.Module):
             groups = conv.out_channels if depthwise else conv.groups
             self.conv = TemporalConv(conv.out_channels, conv.out_channels, groups=groups)
         self.bn = nn.BatchNorm2d(conv.out_channels) if wiring == "C" else None
-        self.conv.start(identity=wiring == "A")
+        if wiring == "A":
+            self.conv.pass_on()
+        else:
+            nn.init.zeros_(self.conv.weight)
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
         if self.wiring == "B":
@@ -174,14 +145,8 @@ def _add_time(conv: nn.Module, args: tuple[Any, ...], s: Tensor) -> Tensor:
 
 
 def _halve_time(frames: Frames, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    x = args[0]
-    if frames.num == 1:
-        return args
-    clip = x.unflatten(0, (-1, frames.num))
-    if frames.num % 2:  # the odd one stays alone
-        clip = torch.cat([clip, clip[:, -1:]], 1)
-    frames.num = math.ceil(frames.num / 2)
-    return (torch.maximum(clip[:, ::2], clip[:, 1::2]).flatten(0, 1), *args[1:])
+    x, frames.num = halve_time(args[0], frames.num)
+    return (x, *args[1:])
 
 
 def _merge_time(frames: Frames, model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -272,7 +237,8 @@ def _is_spatial(conv: nn.Conv2d) -> bool:
 
 
 class Pseudo3d(Encoder):
-    """A 2D network of timm or torchvision as a pseudo-3D one; its logits and embedding are means over time.
+    """A 2D network of timm or torchvision as a pseudo-3D one; its logits and embedding are means over time, its
+    taps keep it: (B, C, T, H, W).
 
     Args:
         image: The 2D network, changed in place.
@@ -302,8 +268,9 @@ class Pseudo3d(Encoder):
         (clip,) = inputs
         self.frames.num = clip.shape[1]
         frames = clip.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        outputs = self.image.forward_net(frames) | self.image.watched()
-        return {k: v.reshape(clip.shape[0], -1, *v.shape[1:]).mean(1) for k, v in outputs.items()}
+        outputs = self.image.forward_net(frames)
+        outputs = {k: v.reshape(clip.shape[0], -1, *v.shape[1:]).mean(1) for k, v in outputs.items()}
+        return outputs | {k: split_time(v, clip.shape[0]) for k, v in self.image.watched().items()}
 
     def reset_classifier(self, num_classes: int) -> None:
         self.image.reset_classifier(num_classes)
