@@ -99,7 +99,7 @@ def extract(
     if isinstance(teacher, ModelConfig):
         task = Classification.of(rows.select(data.train), data.target)
         torch.manual_seed(seed + 1)  # as `train` seeds its teacher
-        teacher = load_model(teacher, num_classes=task.num_outputs)
+        teacher = load_model(teacher, num_classes=task.num_outputs, class_names=task.class_names)
     if any(view.kind == "feature" for view in teacher.views.values()):
         raise ValueError("the teacher is itself a store of features; name the network")
     folder, key = Path(output), make_key(teacher, data, seed)

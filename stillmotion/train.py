@@ -181,11 +181,11 @@ def build(job: Job, train: Table, task: Task) -> Method:
     Every network begins from its own seed, so that the same student starts from the same weights in every method.
     """
     torch.manual_seed(job.seed)
-    backbone = load_model(job.student, num_classes=task.num_outputs)
+    backbone = load_model(job.student, num_classes=task.num_outputs, class_names=task.class_names)
     teachers: dict[str, Encoder] = {}
     if job.teacher is not None:
         torch.manual_seed(job.seed + 1)  # as `extract` seeds it
-        teachers["teacher"] = load_model(job.teacher, num_classes=task.num_outputs)
+        teachers["teacher"] = load_model(job.teacher, num_classes=task.num_outputs, class_names=task.class_names)
     if job.features is not None:
         teachers["teacher"] = open_features(job.features, table=train, data=job.data, seed=job.seed,
                                             teacher=teachers.get("teacher"))  # fmt: skip

@@ -77,17 +77,18 @@ def create_model(
     return encoder
 
 
-def load_model(config: ModelConfig, *, num_classes: int) -> Encoder:
+def load_model(config: ModelConfig, *, num_classes: int, class_names: Sequence[str] | None = None) -> Encoder:
     """Makes the network of a run's settings.
 
     A run folder (or Hub name) brings its weights; with `weights="random"` only its architecture. Where it has another
-    number of classes, the backbone is kept and the classifier starts at random. The caller seeds what is random.
+    number of classes, or others than `class_names`, the backbone is kept and the classifier starts at random. The
+    caller seeds what is random.
 
     Raises:
         ValueError: As `create_model`.
     """
     if _is_trained(config.name):
-        return _load_run(config, num_classes=num_classes)
+        return _load_run(config, num_classes=num_classes, class_names=class_names)
     weights = None if config.weights == "random" else config.weights
     return create_model(config.name, num_classes=num_classes, weights=weights, view=config.view, **config.options)
 
@@ -101,19 +102,26 @@ def _is_trained(name: str) -> bool:
     return not known and (Path(name).is_dir() or bool(rest))
 
 
-def _load_run(config: ModelConfig, *, num_classes: int, taps: Sequence[str] = ()) -> Encoder:
+def _load_run(
+    config: ModelConfig, *, num_classes: int, class_names: Sequence[str] | None = None, taps: Sequence[str] = ()
+) -> Encoder:
     if config.options:
         option = next(iter(config.options))
         raise ValueError(f"{config.name}: option {option!r} cannot change a trained network; name the architecture")
     if config.weights == "default":
         raise ValueError(f"{config.name}: weights=default is for library networks; leave it out to take the run's own")
-    encoder, _, _ = load_pretrained(config.name, weights=config.weights is None, view=config.view, taps=taps)
-    if encoder.num_classes != num_classes:
+    encoder, task, _ = load_pretrained(config.name, weights=config.weights is None, view=config.view, taps=taps)
+    own = task.class_names
+    renamed = class_names is not None and num_classes > 0 and tuple(class_names) != own
+    if encoder.num_classes != num_classes or renamed:
         reason = f"classifier of {encoder.num_classes} classes, here {num_classes}"
+        if encoder.num_classes == num_classes and class_names is not None:
+            theirs, ours = next((a, b) for a, b in zip(own, class_names, strict=True) if a != b)
+            reason = f"classifier of other classes, {theirs!r} where {ours!r} is here"
         encoder.reset_classifier(num_classes)
         if config.weights is None and num_classes:
-            own = tuple(name for name in encoder.state_dict() if name not in encoder.classifier_names())
-            encoder.weights_report = WeightsReport(source=config.name, copied=own, left_out={}, classifier=reason)
+            copied = tuple(name for name in encoder.state_dict() if name not in encoder.classifier_names())
+            encoder.weights_report = WeightsReport(source=config.name, copied=copied, left_out={}, classifier=reason)
     if config.weights not in (None, "random"):
         load_weights(encoder, config.weights)
     return encoder

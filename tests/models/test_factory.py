@@ -303,6 +303,12 @@ def test_load_model_from_a_run_folder(tmp_path: Path) -> None:
     assert other.weights_report is not None
     assert set(same.weights_report.copied) - set(other.weights_report.copied) == {"fc.weight", "fc.bias"}
     assert other.weights_report.classifier == "classifier of 3 classes, here 5"
+    named = load_model(ModelConfig(name=str(tmp_path)), num_classes=3, class_names=("a", "x", "c"))
+    assert named.weights_report is not None
+    assert named.weights_report.classifier == "classifier of other classes, 'b' where 'x' is here"
+    assert not torch.equal(named.state_dict()["fc.weight"], encoder.state_dict()["fc.weight"])
+    kept = load_model(ModelConfig(name=str(tmp_path)), num_classes=3, class_names=("a", "b", "c"))
+    assert torch.equal(kept.state_dict()["fc.weight"], encoder.state_dict()["fc.weight"])
     random = load_model(ModelConfig(name=str(tmp_path), weights="random", view={"moment": "last"}), num_classes=3)
     assert random.weights_report is None
     assert not torch.equal(random.state_dict()["conv1.weight"], encoder.state_dict()["conv1.weight"])
