@@ -20,12 +20,15 @@ COMMANDS: dict[str, Any] = {
     "extract": api.extract,
     "pack": api.pack,
     "export": api.export,
+    "benchmark": api.benchmark,
     "data": {"_help": "Tables: check one, make one from a data set's official files.",
              "check": api.check, "table": api.table},
     "list": {"_help": "Names that the other commands take.",
              "models": api.list_models, "methods": api.list_methods, "sets": api.list_sets,
              "baselines": api.list_baselines},
 }  # fmt: skip
+# Commands with a list at the end of their positional arguments, and how many stand before it.
+LISTS = {"predict": 1, "benchmark": 0}
 # `--student X` is short for `--student.name X`.
 NAMED = ("--student", "--teacher", "--method", "--probe")
 
@@ -51,8 +54,8 @@ def _expand(arguments: Sequence[str]) -> list[str]:
         at = result.index("--config", 1)
         command = 2 if result[0] in ("data", "list") else 1
         result = [*result[:command], *result[at : at + 2], *result[command:at], *result[at + 2 :]]
-    if result[:1] == ["predict"]:
-        result = _join_inputs(result)
+    if result and result[0] in LISTS:
+        result = [result[0], *_join(result[1:], LISTS[result[0]])]
     for i, argument in enumerate(result):
         option, equals, value = argument.partition("=")
         if option not in NAMED:
@@ -63,24 +66,25 @@ def _expand(arguments: Sequence[str]) -> list[str]:
     return result
 
 
-def _join_inputs(arguments: list[str]) -> list[str]:
-    """Makes one list of all positional arguments after the model."""
+def _join(arguments: list[str], before: int) -> list[str]:
+    """Makes one list of all positional arguments but the first `before`."""
     kept: list[str] = []
     inputs: list[str] = []
-    is_value, after_model = False, 0
-    for argument in arguments[1:]:
+    is_value, after = False, 0
+    for argument in arguments:
         if is_value or argument.startswith("-"):
             is_value = argument.startswith("--") and "=" not in argument and not is_value
             is_value = is_value and not argument.startswith(("--help", "--print_config"))
             kept.append(argument)
-        elif after_model:
-            inputs.append(argument)
-        else:
+        elif before:
             kept.append(argument)
-            after_model = len(kept)
+            before -= 1
+            after = len(kept)
+        else:
+            inputs.append(argument)
     if inputs:
-        kept.insert(after_model, json.dumps(inputs))
-    return ["predict", *kept]
+        kept.insert(after, json.dumps(inputs))
+    return kept
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

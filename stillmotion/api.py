@@ -349,6 +349,39 @@ def export(run: str, *, output: str, view: dict[str, Any] = {}) -> int:
     return 0
 
 
+def benchmark(
+    models: list[str],
+    *,
+    batch_sizes: list[int] = [1, 8],
+    train: bool = False,
+    view: dict[str, Any] = {},
+    rounds: int = 5,
+    threads: int = 1,
+    device: Literal["cpu", "cuda"] = "cpu",
+    output: str | None = None,
+) -> int:
+    """Measures networks side by side: parameters, GMACs, milliseconds, memory; teacher beside student.
+
+    Args:
+        models: Names or run folders; the last column compares with the first.
+        batch_sizes: Clips a run.
+        train: Time a training step (forward and backward), not a prediction.
+        view: Settings of `View` that differ from the networks' own, for all of them.
+        rounds: Timed runs; the median counts.
+        threads: For computing on the CPU.
+        device: Where they run.
+        output: JSON file to write as well.
+    """
+    from stillmotion.benchmark import benchmark as run_benchmark
+    from stillmotion.benchmark import table_rows
+
+    configs = [ModelConfig(name=name, view=dict(view)) for name in models]
+    measured = run_benchmark(configs, batch_sizes=batch_sizes, train=train, rounds=rounds, threads=threads,
+                             device=device, output=output)  # fmt: skip
+    _print_table(*table_rows(measured))
+    return 0
+
+
 def check(table: str, *, json: str | None = None, workers: int | None = None, root: str | None = None) -> int:
     """Decodes every video of a table and says what is wrong with which.
 
@@ -393,21 +426,32 @@ def table(
     return 0
 
 
-def list_models(pattern: str = "*") -> int:
-    """Lists networks: name, kind, what they see, parameters, width, licence.
+def list_models(
+    pattern: str = "*",
+    *,
+    kind: Literal["image", "video"] | None = None,
+    weights: bool = False,
+    max_gmacs: float | None = None,
+) -> int:
+    """Lists networks: name, kind, what they see, parameters, GMACs, width, weights, licence.
+
+    Parameters, GMACs and width are counted where 20 networks or fewer match.
 
     Args:
         pattern: As `timm/resnet*`; without a wildcard, a part of the name.
+        kind: Those that see frames one by one, or clips.
+        weights: Those with weights to download.
+        max_gmacs: Those that cost no more for what they see; they are counted then, however many match.
     """
     from stillmotion.models.catalogue import list_models as find
 
-    models = find(pattern)
+    models = find(pattern, kind=kind, weights=weights, max_gmacs=max_gmacs)
     if not models:
-        raise ValueError(f"no network matches {pattern!r}; try `--pattern resnet`")
-    head = ("name", "kind", "frames", "size", "parameters", "width", "weights", "licence")
+        raise ValueError(f"no network matches {pattern!r}; try `--pattern resnet`, without further filters")
+    head = ("name", "kind", "frames", "size", "parameters", "GMACs", "width", "weights", "licence")
     rows = [
         (m.name, m.kind, str(m.num_frames), f"{m.size[0]}x{m.size[1]}", f"{m.params:,}" if m.params else "",
-         str(m.width or ""), m.weights[0] if m.weights else "", m.licence or "")
+         f"{m.gmacs:.3g}" if m.gmacs else "", str(m.width or ""), m.weights[0] if m.weights else "", m.licence or "")
         for m in models
     ]  # fmt: skip
     _print_table(head, rows)

@@ -90,6 +90,11 @@ class View:
         if self.kind == "feature" and not self.source:
             raise ValueError("view.kind='feature' needs source=, the folder that `stillmotion extract` wrote")
 
+    @property
+    def channels(self) -> int:
+        """Of its frames: 2 for flow (u, v), 3 otherwise."""
+        return 2 if self.kind == "flow" else 3
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON data; `View.from_dict` reads it back."""
         return asdict(self)

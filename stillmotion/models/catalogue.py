@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from stillmotion.models.cost import count_cost
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.libraries import CLIPS, build_timm, build_torchvision, timm_view, torchvision_view
 from stillmotion.models.own import OWN
@@ -26,6 +27,7 @@ class ModelInfo:
         size: Height and width of its frames.
         num_frames, fps: Its clip; fps None takes the video's own frames.
         params: Without classifier; None if not counted.
+        gmacs: 1e9 multiply-accumulates for one clip (or frame), without classifier; None if not counted.
         width: Of its embedding; None if not counted.
         weights: What `weights="default"` downloads first, and other names for it (`timm/<name>.<tag>`); empty: none.
         licence: Of these weights as the library states it; None if it does not.
@@ -37,6 +39,7 @@ class ModelInfo:
     num_frames: int
     fps: float | None
     params: int | None = None
+    gmacs: float | None = None
     width: int | None = None
     weights: tuple[str, ...] = ()
     licence: str | None = None
@@ -46,12 +49,21 @@ class ModelInfo:
         return asdict(self)
 
 
-def list_models(pattern: str = "*") -> list[ModelInfo]:
+def list_models(
+    pattern: str = "*",
+    *,
+    kind: Literal["image", "video"] | None = None,
+    weights: bool = False,
+    max_gmacs: float | None = None,
+) -> list[ModelInfo]:
     """The networks whose name matches.
 
     Args:
-        pattern: As `timm/resnet*`; without wildcard, a part of the name. Up to 20 matches are given with parameters
-            and width, more without.
+        pattern: As `timm/resnet*`; without wildcard, a part of the name. Up to 20 matches are given with parameters,
+            GMACs and width, more without.
+        kind: Only these.
+        weights: Only those with weights to download.
+        max_gmacs: Only those that cost no more; all are built for it. Networks that cannot be counted are left out.
 
     Example:
         >>> [(m.name, m.params, m.width) for m in list_models("resnext3d_101")]
@@ -60,7 +72,15 @@ def list_models(pattern: str = "*") -> list[ModelInfo]:
     pattern = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
     names = [n for n in [*OWN, *_torchvision_names(), *_timm_names()] if fnmatch(n, pattern)]
     tags = _timm_tags() if any(n.startswith("timm/") for n in names) else {}
-    return [_describe(name, tags, built=len(names) <= MAX_BUILT) for name in names]
+    built = len(names) <= MAX_BUILT or max_gmacs is not None
+    found = [_describe(name, tags, built=built) for name in names]
+    if kind is not None:
+        found = [m for m in found if m.kind == kind]
+    if weights:
+        found = [m for m in found if m.weights]
+    if max_gmacs is not None:
+        found = [m for m in found if m.gmacs is not None and m.gmacs <= max_gmacs]
+    return found
 
 
 def _torchvision_names() -> list[str]:
@@ -106,7 +126,7 @@ def _describe(name: str, tags: dict[str, list[str]], *, built: bool) -> ModelInf
         weights, licence = (default.name,), default.meta.get("license")
     else:
         view, kind, build = OWN[name][1], "clip", _build_own
-    params, width = _count(build, name) if built else (None, None)
+    params, gmacs, width = _count(build, name) if built else (None, None, None)
     return ModelInfo(
         name=name,
         kind="video" if kind == "clip" else "image",
@@ -114,6 +134,7 @@ def _describe(name: str, tags: dict[str, list[str]], *, built: bool) -> ModelInf
         num_frames=view.num_frames,
         fps=view.fps,
         params=params,
+        gmacs=gmacs,
         width=width,
         weights=weights,
         licence=licence,
@@ -125,10 +146,11 @@ def _build_own(name: str, num_classes: int, *_: object) -> Encoder:
     return build(name, num_classes=num_classes, view=view)
 
 
-def _count(build: Callable[..., Encoder], name: str) -> tuple[int | None, int | None]:
+def _count(build: Callable[..., Encoder], name: str) -> tuple[int | None, float | None, int | None]:
     try:
         with torch.device("meta"):
             encoder = build(name, 0, None, (), {}, {})
+        cost = count_cost(encoder)
     except (NotImplementedError, RuntimeError):  # some networks compute with their weights while they are built
-        return None, None
-    return sum(p.numel() for p in encoder.parameters()), encoder.embedding_dim
+        return None, None, None
+    return cost.params, cost.gmacs, encoder.embedding_dim

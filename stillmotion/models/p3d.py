@@ -132,8 +132,7 @@ class P3d(Encoder):
         super().__init__()
         _check(name, variant, order, c_weights, res5, t_init)
         self.port, self.freeze_bn = variant == "port", freeze_bn
-        in_chans = 2 if view.kind == "flow" else 3
-        self.conv1 = nn.Conv2d(in_chans, width, 7, 2, 3, bias=False)
+        self.conv1 = nn.Conv2d(view.channels, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         own_weights = (1.0, 1.0) if self.port else (0.5, 0.5)
         weights = own_weights if c_weights is None else (c_weights[0], c_weights[1])
