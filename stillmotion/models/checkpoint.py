@@ -203,6 +203,10 @@ def copy_weights(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> 
         classifier=next(iter(dropped.values()), ""),
     )
     encoder.load_state_dict(fitting, strict=False)
+    if dropped:
+        # Some libraries start it so large (timm's MobileNets and EfficientNets: by the number of classes) that a few
+        # classes begin with logits of size 10.
+        encoder.reset_classifier(encoder.num_classes)
     encoder.weights_report = report
     if report.left_out or report.missing:
         log.warning("%s", report.summary())

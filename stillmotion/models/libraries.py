@@ -68,6 +68,8 @@ def build_timm(
     encoder = TimmEncoder(net, seen, taps=taps)
     if pretrained:
         encoder.weights_report = _timm_report(encoder, cfg.num_classes if cfg else num_classes)
+        if encoder.weights_report.classifier:
+            encoder.reset_classifier(num_classes)
     return encoder
 
 

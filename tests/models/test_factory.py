@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from stillmotion.config import ModelConfig
 from stillmotion.models import create_model, list_models, load_model
@@ -242,6 +243,17 @@ def test_timm_default_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     same = create_model("timm/test_resnet", num_classes=1000, weights="default").weights_report
     assert same is not None
     assert (same.left_out, len(same.copied)) == ({}, len(published))
+
+
+def test_a_fresh_classifier_starts_small(tmp_path: Path) -> None:
+    """timm starts MobileNets' by the number of classes: logits of size 10 for three classes."""
+    flat = create_model("timm/mobilenetv2_035", num_classes=7)
+    save_file({k.removeprefix("net."): v for k, v in flat.state_dict().items()}, tmp_path / "w.safetensors")
+    assert flat.state_dict()["net.classifier.weight"].std() > 0.2
+    encoder = create_model("timm/mobilenetv2_035", num_classes=3, weights=str(tmp_path / "w.safetensors"))
+    assert encoder.state_dict()["net.classifier.weight"].abs().max() <= 1280**-0.5
+    kept = create_model("timm/mobilenetv2_035", num_classes=7, weights=str(tmp_path / "w.safetensors"))
+    assert torch.equal(kept.state_dict()["net.classifier.weight"], flat.state_dict()["net.classifier.weight"])
 
 
 def test_torchvision_default_weights(monkeypatch: pytest.MonkeyPatch) -> None:
