@@ -10,6 +10,7 @@ import torch
 
 from stillmotion.models.cost import count_cost
 from stillmotion.models.encoder import Encoder
+from stillmotion.models.hf import FAMILIES, build_hf
 from stillmotion.models.libraries import CLIPS, build_timm, build_torchvision, timm_view, torchvision_view
 from stillmotion.models.own import OWN
 
@@ -70,7 +71,7 @@ def list_models(
         [('resnext3d_101', 47521216, 2048)]
     """
     pattern = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
-    names = [n for n in [*OWN, *_torchvision_names(), *_timm_names()] if fnmatch(n, pattern)]
+    names = [n for n in [*OWN, *FAMILIES, *_torchvision_names(), *_timm_names()] if fnmatch(n, pattern)]
     tags = _timm_tags() if any(n.startswith("timm/") for n in names) else {}
     built = len(names) <= MAX_BUILT or max_gmacs is not None
     found = [_describe(name, tags, built=built) for name in names]
@@ -124,6 +125,9 @@ def _describe(name: str, tags: dict[str, list[str]], *, built: bool) -> ModelInf
         view, kind, build = torchvision_view(short), "clip" if short in CLIPS else "frames", build_torchvision
         default = get_model_weights(short).DEFAULT
         weights, licence = (default.name,), default.meta.get("license")
+    elif library == "hf":
+        family = FAMILIES[name]
+        view, kind, build, weights, licence = family.view, "clip", build_hf, (family.repo,), family.licence
     else:
         view, kind, build = OWN[name][1], "clip", _build_own
     params, gmacs, width = _count(build, name) if built else (None, None, None)
@@ -151,6 +155,7 @@ def _count(build: Callable[..., Encoder], name: str) -> tuple[int | None, float 
         with torch.device("meta"):
             encoder = build(name, 0, None, (), {}, {})
         cost = count_cost(encoder)
-    except (NotImplementedError, RuntimeError):  # some networks compute with their weights while they are built
+    except (NotImplementedError, RuntimeError, ValueError):
+        # Some networks compute with their weights while they are built; some need an extra that is not installed.
         return None, None, None
     return cost.params, cost.gmacs, encoder.embedding_dim

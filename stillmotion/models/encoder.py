@@ -159,21 +159,22 @@ def prepare(x: Tensor, view: View) -> Tensor:
     """Normalises uint8 frames as the view says, and takes differences if it asks for them.
 
     Args:
-        x: (B, T, 3, H, W) uint8, or anything floating, which passes unchanged.
+        x: (B, T, C, H, W) uint8, C = 3 or, for flow, 2; or anything floating, which passes unchanged.
         view: With mean and std in units of 0..1.
 
     Returns:
-        Floats (B, T, 3, H, W); (B, T - 1, 3, H, W) for `difference`.
+        Floats (B, T, C, H, W); (B, T - 1, C, H, W) for `difference`.
     """
     if x.dtype != torch.uint8:
         return x
     values = x.float() / 255.0
     if view.gamma != 1.0:
         values = values**view.gamma
-    std = torch.tensor(view.std, device=x.device).view(3, 1, 1)
+    channels = view.channels
+    std = torch.tensor(view.std[:channels], device=x.device).view(channels, 1, 1)
     if view.kind == "difference":
         return values.diff(dim=1) / std
-    mean = torch.tensor(view.mean, device=x.device).view(3, 1, 1)
+    mean = torch.tensor(view.mean[:channels], device=x.device).view(channels, 1, 1)
     return (values - mean) / std
 
 

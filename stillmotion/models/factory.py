@@ -9,6 +9,7 @@ from stillmotion.models.adapters import ImageEncoder
 from stillmotion.models.catalogue import ModelInfo, list_models
 from stillmotion.models.checkpoint import WeightsReport, load_weights
 from stillmotion.models.encoder import Encoder
+from stillmotion.models.hf import HfVideo, build_hf
 from stillmotion.models.libraries import (
     build_timm,
     build_torchvision,
@@ -38,10 +39,11 @@ def create_model(
 
     Args:
         name: `timm/<name>`, `torchvision/<name>`, `pseudo3d/<name>` (of timm; `pseudo3d/torchvision/<name>`),
-            `resnext3d_101`, `p3d_63` and relatives, `hallucinating`, or a run folder.
+            `resnext3d_101`, `p3d_63` and relatives, `c3d`, `i3d_rgb`, `i3d_flow`, `hf/videomae` and relatives,
+            `hallucinating`, or a run folder.
         num_classes: Width of `logits`; 0 for none.
         weights: None starts at random; `default` downloads the library's own; else a local safetensors or checkpoint
-            file. `encoder.weights_report` tells what was taken from it.
+            file; for `hf/...` also a name on the Hub or a folder. `encoder.weights_report` tells what was taken.
         taps: Layers whose output the result carries too, by their dotted names in the network.
         view: Settings of `View` that differ from the network's own.
         options: Further arguments of the network.
@@ -69,7 +71,9 @@ def create_model(
         encoder = _builder(name)(name, num_classes, weights, taps, overrides, options)
         (seen,) = encoder.views.values()
         shared = {"name": name, "num_classes": num_classes, "taps": list(taps), "view": seen.to_dict()}
-        encoder.config = {**shared, **options}
+        encoder.config = {**shared, **options, **getattr(encoder, "config", {})}  # what a repository brought
+    if isinstance(encoder, HfVideo) and encoder.weights_report is not None:  # a repository, which its builder read
+        return encoder
     if weights == "default" and not isinstance(encoder, Pseudo3d):
         load_default(encoder)
     elif weights not in (None, "default"):
@@ -98,7 +102,7 @@ def _is_trained(name: str) -> bool:
     if is_run(name):
         return True
     library, _, rest = name.partition("/")
-    known = library in ("timm", "torchvision", "pseudo3d") or name in OWN or name == "hallucinating"
+    known = library in ("timm", "torchvision", "pseudo3d", "hf") or name in OWN or name == "hallucinating"
     return not known and (Path(name).is_dir() or bool(rest))
 
 
@@ -138,6 +142,8 @@ def _builder(name: str) -> Builder:
         return build_torchvision
     if library == "pseudo3d" and rest:
         return _build_pseudo3d
+    if library == "hf" and rest:
+        return build_hf
     if name in OWN:
         return _build_own
     raise unknown_name(name, [*OWN, "hallucinating"])

@@ -71,7 +71,8 @@ class HallucinatingStudent(Encoder):
         init_fc6: Literal["imagenet"] | None = None,
     ) -> None:
         super().__init__()
-        is_vgg = "/vgg" in backbone.config["name"] and not isinstance(backbone, VggPool5)
+        is_vgg = "/vgg" in backbone.config["name"] and isinstance(backbone, ImageEncoder)
+        is_vgg = is_vgg and not isinstance(backbone, VggPool5)
         self.tap: Tap = _resolve_tap(tap, backbone, is_vgg=is_vgg)
         if fuse not in get_args(Fusion):
             raise ValueError(f"fuse={fuse!r}: choose one of {', '.join(get_args(Fusion))}")

@@ -201,6 +201,28 @@ def test_by_name_with_weights_of_the_2d_network(tmp_path: Path) -> None:
     assert create_model("pseudo3d/torchvision/mobilenet_v3_small", num_classes=2, wiring="B").embedding_dim == 1024
 
 
+def test_a_copy_counts_its_own_frames() -> None:
+    torch.manual_seed(0)
+    encoder = create_model("pseudo3d/mobilenetv2_035", num_classes=2, time_pool=[2], view={"size": 64}).eval()
+    for name, weight in encoder.named_parameters():
+        if name.endswith("temporal.conv.weight"):
+            nn.init.normal_(weight, std=0.3)
+    other = copy.deepcopy(encoder)
+    clips = torch.randn(2, 6, 3, *SIZE)
+    with torch.no_grad():
+        expected = encoder(clips)["logits"]
+        encoder(clips[:, :2])
+        torch.testing.assert_close(other(clips)["logits"], expected)
+
+
+def test_as_a_student_that_sees_clips() -> None:
+    backbone = {"name": "pseudo3d/vgg11_bn", "view": {"size": 64, "num_frames": 2}}
+    with torch.device("meta"):
+        student = create_model("hallucinating", num_classes=2, backbone=backbone, hallucinated_dim=8)
+        out = student(torch.zeros(1, 2, 3, 64, 64))
+    assert (out["logits"].shape, out["hallucinated"].shape) == ((1, 2), (1, 8))
+
+
 @pytest.mark.parametrize("name", ["pseudo3d/resnet3d_10", "pseudo3d/torchvision/r3d_18", "pseudo3d/no_such"])
 def test_names_that_are_no_2d_network(name: str) -> None:
     with pytest.raises(ValueError, match=r"unknown model|sees clips already"):
