@@ -94,6 +94,7 @@ def evaluate(
     protocol: Literal["own", "static", "clip", "video"] = "own",
     moment: str | None = None,
     num_moments: int | None = None,
+    pooling: Literal["logits", "scores"] = "logits",
     view: dict[str, Any] = {},
     output: str | None = None,
     train_split: str = "train",
@@ -117,6 +118,7 @@ def evaluate(
             moments in equal parts (`num_moments`, 10), their logits averaged.
         moment: Which moment is seen: centre, first, last, uniform, keyframe.
         num_moments: How many.
+        pooling: How the moments of a video are joined: mean of their `logits`, or of their `scores` (softmax).
         view: Further settings of `View` that differ from training.
         output: Folder for results.json (and CSV, Markdown, PNG), predictions.csv, per_class.csv, the confusion matrix
             and broken.csv; the teacher's in `teacher/`. Default: print only.
@@ -139,6 +141,7 @@ def evaluate(
         protocol=protocol,
         moment=moment,
         num_moments=num_moments,
+        pooling=pooling,
         view=view,
         output=output,
         train_split=train_split,
@@ -302,6 +305,158 @@ def extract(
     return 1 if done.unreadable else 0
 
 
+def features(
+    model: str,
+    table: str,
+    *,
+    output: str,
+    taps: list[str] = ["embedding"],
+    num_clips: int = 20,
+    level: Literal["video", "clip"] = "video",
+    weights: str | None = None,
+    num_classes: int | None = None,
+    view: dict[str, Any] = {},
+    split: str | None = None,
+    short_side: int | None = None,
+    packed: str | None = None,
+    workers: int = 1,
+    batch_size: int = 1,
+    device: str = "auto",
+    root: str | None = None,
+) -> int:
+    """Writes what a network's layers say of every video into one Parquet or npz file, for SVMs and other tools.
+
+    The same command goes on where it was stopped. Exit code 1 if a video could not be read; it is listed beside the
+    file and left out.
+
+    Args:
+        model: Run folder, or a network by name.
+        table: CSV or Parquet table, or a folder of class folders.
+        output: `.parquet` or `.npz`: `id` and a row of numbers for each tap.
+        taps: `embedding`, `logits`, `prob` (their softmax), or layers by name, averaged over time and place.
+        num_clips: Clips of a video, spread evenly.
+        level: `video` writes the mean over the clips, `clip` every clip.
+        weights: Of a network by name: a file, or `default`.
+        num_classes: Classes of these weights, where `logits` or `prob` are asked for; a run knows them.
+        view: Settings of `View` that differ from the network's own.
+        split: Only these samples (default: all).
+        short_side: Reduce frames to this shorter side while decoding; a run: as in its training unless given here.
+        packed: Frame store to read from.
+        workers: Loader processes.
+        batch_size: Videos at once, each with all its clips.
+        device: auto, cpu or cuda.
+        root: Folder that the table's relative paths start from.
+    """
+    from stillmotion.protocols.features import extract_features
+
+    done = extract_features(
+        model,
+        table,
+        output,
+        taps=taps,
+        num_clips=num_clips,
+        level=level,
+        weights=weights,
+        num_classes=num_classes,
+        view=view,
+        split=split,
+        short_side=short_side,
+        packed=packed,
+        workers=workers,
+        batch_size=batch_size,
+        device=device,
+        root=root,
+    )
+    print(done.summary())
+    return 1 if done.unreadable else 0
+
+
+def svm(
+    features: str,
+    table: str,
+    *,
+    protocol: str = "column",
+    output: str | None = None,
+    tap: str | None = None,
+    target: str = "label",
+    train: str = "train",
+    test: str = "test",
+    c: float = 1.0,
+    normalise: Literal["l2", "none"] = "l2",
+    seed: int = 0,
+    root: str | None = None,
+) -> int:
+    """Trains and tests a linear SVM on stored features: how good is a network as a video representation?
+
+    Exit code 1 if samples of the table have no features; they are counted and listed.
+
+    Args:
+        features: What `stillmotion features` wrote; clips are averaged.
+        table: The same table, or one with other splits or labels.
+        protocol: `column` (the table's splits), `leave-one-out` (every video once), `leave-one-group-out`, or `folds:K`
+            over groups.
+        output: Folder for results.json (and CSV, Markdown, PNG), predictions.csv, per_class.csv and the confusion
+            matrix. Default: print only.
+        tap: Which features of the file (default: the only ones, or `embedding`).
+        target: Column of the class.
+        train: Split that `column` trains on.
+        test: Split that `column` tests.
+        c: Cost of a mistake (the papers do not state it).
+        normalise: `l2` divides each video's features by their length; `none` leaves them.
+        seed: Of the folds and of the solver.
+        root: Folder that the table's relative paths start from.
+    """
+    from stillmotion.protocols.svm import svm as run_svm
+    from stillmotion.results import markdown_table
+
+    row = run_svm(
+        features,
+        table,
+        protocol=protocol,
+        output=output,
+        tap=tap,
+        target=target,
+        train=train,
+        test=test,
+        c=c,
+        normalise=normalise,
+        seed=seed,
+        root=root,
+    )
+    print(markdown_table([row]))
+    return 1 if "unreadable" in row["metrics"] else 0
+
+
+def aslan(
+    features: str,
+    pairs: str,
+    *,
+    output: str | None = None,
+    taps: list[str] | None = None,
+    c: float = 1.0,
+    normalise: Literal["standard", "l2"] = "standard",
+) -> int:
+    """Runs the ASLAN protocol on stored features: do two videos show the same action?
+
+    Exit code 1 if a pair's video has no features; such pairs are counted and left out.
+
+    Args:
+        features: What `stillmotion features` wrote; in the paper with the taps prob, pool5, res5c and res4b.
+        pairs: `View2.mat`, or a CSV with the columns first, second, same (0 or 1) and fold.
+        output: Folder for results.json (and CSV, Markdown, PNG) and pairs.csv. Default: print only.
+        taps: Which features of the file (default: all); each gives 12 similarities.
+        c: Cost of a mistake (the papers do not state it).
+        normalise: `standard` gives each similarity mean 0 and variance 1 over the training folds; `l2` divides the
+            similarities of a pair by their length.
+    """
+    from stillmotion.protocols.aslan import aslan as run_aslan
+    from stillmotion.results import markdown_table
+
+    row = run_aslan(features, pairs, output=output, taps=taps, c=c, normalise=normalise)
+    print(markdown_table([row]))
+    return 1 if "pairs_left_out" in row["metrics"] else 0
+
+
 def pack(
     table: str,
     *,
@@ -411,7 +566,8 @@ def table(
     """Makes the table of a known data set from its official files.
 
     Args:
-        name: ucf101, hmdb51, kinetics, arid, ut_interaction, fight_surv, kth.
+        name: ucf101, hmdb51, kinetics, arid, ut_interaction, fight_surv, kth, activitynet, sports1m, aslan, yupenn,
+            dynamic_scenes.
         root: Folder with the videos.
         output: The CSV to write; paths in it are relative to its folder where possible.
         annotations: Official lists (file or folder), where they do not lie with the videos.

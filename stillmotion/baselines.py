@@ -193,7 +193,7 @@ def _classify(
     return BaselineResult(
         ids=[s.id for s in tested],
         groups=[s.group for s in tested],
-        logits=_scores(fitted, x_test, work.task.num_outputs),
+        logits=decision_scores(fitted, x_test, work.task.num_outputs),
         targets=np.array([work.task.encode(s) for s in tested], np.int64),
         cost={"params": (cost.get("params") or 0) + _num_params(fitted["classify"]), **_without_params(cost)},
         errors=errors,
@@ -222,7 +222,7 @@ def _folds(y: NDArray[np.int64], groups: Sequence[str], seed: int) -> list[tuple
     return folds
 
 
-def _scores(fitted: Any, x: Floats, num_classes: int) -> Floats:
+def decision_scores(fitted: Any, x: Floats, num_classes: int) -> Floats:
     """Decision values (S, num_classes); a class that training lacked gets less than all others."""
     values = np.asarray(fitted.decision_function(x), np.float32)
     if values.ndim == 1:

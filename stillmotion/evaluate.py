@@ -15,6 +15,7 @@ from stillmotion.models.encoder import Encoder
 from stillmotion.models.factory import load_model
 from stillmotion.models.pretrained import is_run, read_config
 from stillmotion.predictions import write_predictions
+from stillmotion.protocols.pooling import Pooling
 from stillmotion.results import Row, write_results
 from stillmotion.run import Run
 from stillmotion.tasks import Classification, Task, task_from_dict
@@ -32,6 +33,7 @@ def evaluate(
     moment: str | None = None,
     num_moments: int | None = None,
     size: int | None = None,
+    pooling: Pooling = "logits",
     view: dict[str, Any] | None = None,
     output: str | Path | None = None,
     train_split: str = "train",
@@ -53,6 +55,7 @@ def evaluate(
         protocol: What is seen of a video: `own` as in training; `static` one frame; `clip` one clip; `video` several
             moments in equal parts (`num_moments`, 10), their logits averaged.
         moment, num_moments, size: Settings of the network's view that differ.
+        pooling: How the moments are joined: see `pool_clips`.
         view: Further ones.
         output: Folder for `results.json` (and CSV, Markdown, PNG), `predictions.csv`, `per_class.csv`,
             `confusion.json` and its picture, `broken.csv`; the teacher's in `teacher/`.
@@ -78,12 +81,12 @@ def evaluate(
     reading = Reading(
         batch_size=batch_size, workers=workers, device=pick_device(device), short_side=side, packed=packed
     )
-    found = [measure(Path(name).name, encoder, used, task, reading)]
+    found = [measure(Path(name).name, encoder, used, task, reading, pooling)]
     if teacher is not None:
         other, other_task, other_name = open_model(teacher, rows, target, {})
         if other_task.class_names != task.class_names:
             raise ValueError(f"{other_name}: its classes are not those of {name}, so the two cannot be compared")
-        found.append(measure(Path(other_name).name, other, used, task, reading))
+        found.append(measure(Path(other_name).name, other, used, task, reading, pooling))
         train = rows.select(train_split) if train_split in rows.splits else None
         reference = predict_with(other, train, task, reading) if train is not None else None
         found[0].metrics.update(distance(found[0].predictions, found[1].predictions, reference, task))

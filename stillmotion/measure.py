@@ -1,7 +1,7 @@
 """What is measured of a network: metrics and cost on a table, the distance to a teacher."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -19,6 +19,7 @@ from stillmotion.metrics import feature_means, hallucination_r2
 from stillmotion.models.cost import count_cost
 from stillmotion.models.encoder import Encoder
 from stillmotion.predictions import Predictions, collect, predict_table
+from stillmotion.protocols.pooling import Pooling, pool_clips
 from stillmotion.results import Row, make_row
 from stillmotion.tasks import Task
 from stillmotion.view import NO_DRAW, View
@@ -59,14 +60,20 @@ class Measured:
         return make_row(self.name, {k: [v] for k, v in {**self.metrics, **broken}.items()}, self.cost)
 
 
-def measure(name: str, encoder: Encoder, table: Table, task: Task, reading: Reading) -> Measured:
+def measure(
+    name: str, encoder: Encoder, table: Table, task: Task, reading: Reading, pooling: Pooling = "logits"
+) -> Measured:
     """Cost, predictions and metrics of a network.
 
     Raises:
-        ValueError: No sample can be read.
+        ValueError: No sample can be read; the network gives no logits a moment that could be joined otherwise.
     """
     cost = measure_cost(encoder, table, reading)
     predictions = predict_with(encoder, table, task, reading)
+    if pooling != "logits":
+        if "moment_logits" not in predictions.outputs:
+            raise ValueError(f"pooling={pooling}: {name} joins its moments itself; leave pooling out")
+        predictions = replace(predictions, logits=pool_clips(predictions.outputs["moment_logits"], pooling))
     return Measured(name, predictions, task.metrics(predictions.logits, predictions.targets), cost)
 
 

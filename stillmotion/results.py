@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 COSTS = ("params", "gmacs", "ms_per_video", "frames")
 COST_HEADS = {"params": "params", "gmacs": "GMACs", "ms_per_video": "ms / video", "frames": "frames"}
-ACCURACIES = ("top1", "top5", "mean_class", "agreement")
+ACCURACIES = ("top1", "top3", "top5", "mean_class", "agreement", "accuracy", "auc", "mAP")
 
 
 class Metric(TypedDict):
@@ -161,7 +161,7 @@ def all_metrics(rows: Sequence[Row]) -> list[str]:
 
 
 def is_accuracy(metric: str) -> bool:
-    """Whether a metric is a share of samples, shown in percent."""
+    """Whether a metric is shown in percent: a share of samples, or a measure that papers print so."""
     return metric.startswith(ACCURACIES)
 
 

@@ -69,7 +69,7 @@ def build_timm(
     if pretrained:
         encoder.weights_report = _timm_report(encoder, cfg.num_classes if cfg else num_classes)
         if encoder.weights_report.classifier:
-            net.reset_classifier(num_classes)
+            encoder.net.reset_classifier(num_classes)
     return encoder
 
 

@@ -21,6 +21,11 @@ _ABOUT = {
     "ut_interaction": "clip_sequence_class.avi; split is the sequence left out; groups are sequences",
     "fight_surv": "videos.txt or labels.csv; split is one of 5 folds by source video",
     "kth": "sequences.txt: official persons and frame ranges",
+    "activitynet": "activity_net.v1-3 JSON; a row a video, several labels in `labels`",
+    "sports1m": "train and test partition; videos named by YouTube id, several labels in `labels`",
+    "aslan": "samples list; groups are source videos; pairs are for `stillmotion aslan`",
+    "yupenn": "14 class folders, no split: leave one video out",
+    "dynamic_scenes": "13 class folders (Maryland), no split: leave one video out",
 }
 
 
@@ -53,7 +58,8 @@ def make_table(
     """Writes the table of an official data set as CSV and prints what is in it.
 
     Args:
-        name: ucf101, hmdb51, kinetics, arid, ut_interaction, fight_surv, kth.
+        name: ucf101, hmdb51, kinetics, arid, ut_interaction, fight_surv, kth, activitynet, sports1m, aslan, yupenn,
+            dynamic_scenes.
         root: Folder with the videos.
         output: The CSV to write; paths in it are relative to its folder where possible.
         annotations: Official lists (file or folder), where they do not lie with the videos.

@@ -1,6 +1,7 @@
 """What the readers of official data sets share: finding the listed videos on disk, and saying which are missing."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -107,6 +108,38 @@ def present(table: Table, root: Path, missing: Missing) -> Table:
             f"{absent[0].name!r}; {remedy}"
         )
     return table.select(lambda s: there[s.path])
+
+
+def read_scenes(root: Path, classes: Sequence[str], missing: Missing) -> Table:
+    """A data set without lists: the videos of class folders, wherever these lie below `root`.
+
+    Args:
+        root: Folder with the class folders.
+        classes: Names of the folders; case, blanks and punctuation do not count. Other folders are passed over.
+        missing: `skip` accepts that a class has no video.
+
+    Raises:
+        TableError: A class has no video, or the folder is not there.
+    """
+    if not root.is_dir():
+        raise TableError(f"{root}: no such folder; pass the one with the class folders")
+    names = {_letters(name): name for name in classes}
+    samples = []
+    for path in _media(root):
+        if label := names.get(_letters(path.parent.name)):
+            samples.append(Sample(path, path.relative_to(root).as_posix(), {"label": label}))
+    there = {s.targets["label"] for s in samples}
+    lacking = [name for name in classes if name not in there]
+    if lacking and (missing != "skip" or not samples):
+        remedy = "correct the folder" if missing == "skip" else "complete the set, or read with missing=skip"
+        raise TableError(
+            f"{root}: {len(lacking)} of {len(classes)} classes have no video, the first {lacking[0]!r}; {remedy}"
+        )
+    return Table(tuple(sorted(samples, key=lambda s: (s.targets["label"], s.name))), str(root))
+
+
+def _letters(name: str) -> str:
+    return re.sub("[^a-z]", "", name.lower())
 
 
 def lines_of(path: Path) -> list[tuple[int, str]]:

@@ -1,0 +1,31 @@
+"""Dynamic Scenes of Maryland (Shroff, Turaga, Chellappa 2010): 13 scenes, 10 videos each; leave one video out.
+
+One folder a class. How the folders are spelt we could not verify, so upper case, blanks and punctuation do not count.
+"""
+
+from pathlib import Path
+
+from stillmotion.data.sets.layout import Missing, read_scenes
+from stillmotion.data.table import Table
+
+CLASSES = (
+    "avalanche", "boiling_water", "chaotic_traffic", "forest_fire", "fountain", "iceberg_collapse", "landslide",
+    "smooth_traffic", "tornado", "volcanic_eruption", "waterfall", "waves", "whirlpool",
+)  # fmt: skip
+
+
+def read(root: Path, *, annotations: Path | None = None, missing: Missing = "error") -> Table:
+    """Reads the class folders, in any folders below `root`. There is no list.
+
+    Args:
+        root: Folder with the class folders.
+        annotations: Not used: there are none.
+        missing: `skip` accepts that a class has no folder.
+
+    Returns:
+        Labels as in `CLASSES`. No split and no groups: `stillmotion svm --protocol leave-one-out`.
+
+    Raises:
+        TableError: In one line: folder and remedy.
+    """
+    return read_scenes(root, CLASSES, missing)

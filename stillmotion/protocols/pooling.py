@@ -1,0 +1,173 @@
+"""From clips to videos, and how good the scores of videos are: Hit@k and average precision."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pooling = Literal["logits", "scores"]
+Floats = NDArray[np.float32]
+Marks = NDArray[np.bool_]
+
+SEPARATOR = "|"
+"""Between the labels of a sample that has several."""
+TINY = 1e-30
+
+
+def softmax(logits: Floats) -> Floats:
+    """Scores that add up to 1 over the last axis.
+
+    Args:
+        logits: (..., K).
+    """
+    exp = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return np.asarray(exp / exp.sum(-1, keepdims=True), np.float32)
+
+
+def pool_clips(logits: Floats, pooling: Pooling) -> Floats:
+    """One row of logits a video from those of its clips and crops.
+
+    Args:
+        logits: (S, N, K), N clips times crops.
+        pooling: `scores` takes the mean of the clips' scores (softmax), and gives its logarithm. `logits` takes the
+            mean of the logits: that of a linear classifier on the mean of the clips' features.
+
+    Returns:
+        (S, K).
+
+    Raises:
+        ValueError: There is no such pooling.
+
+    Example:
+        >>> clips = np.log(np.array([[[0.5, 0.5], [0.1, 0.9]]], np.float32))
+        >>> softmax(pool_clips(clips, "scores")).round(3).tolist()
+        [[0.30000001192092896, 0.699999988079071]]
+    """
+    if pooling == "logits":
+        return np.asarray(logits.mean(1), np.float32)
+    if pooling == "scores":
+        return np.asarray(np.log(np.maximum(softmax(logits).mean(1), TINY)), np.float32)
+    raise ValueError(f"pooling={pooling!r}: choose logits or scores")
+
+
+def l2_normalise(x: Floats) -> Floats:
+    """Rows divided by their Euclidean length; a row of zeros stays.
+
+    Args:
+        x: (S, D).
+    """
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.asarray(x / np.where(length > 0.0, length, 1.0), np.float32)
+
+
+def encode_labels(values: Sequence[str | None], classes: Sequence[str]) -> Marks:
+    """Which classes each sample has.
+
+    Args:
+        values: Label of each sample, or several with `|` between them; None for a sample without one.
+        classes: Names in the order of the scores, K.
+
+    Returns:
+        (S, K).
+
+    Raises:
+        ValueError: A label is no class.
+
+    Example:
+        >>> encode_labels(["run|jump", None], ["jump", "run", "sit"]).tolist()
+        [[True, True, False], [False, False, False]]
+    """
+    places = {name: k for k, name in enumerate(classes)}
+    marks = np.zeros((len(values), len(classes)), np.bool_)
+    for row, value in enumerate(values):
+        for name in value.split(SEPARATOR) if value else ():
+            if name not in places:
+                known = ", ".join(list(classes)[:8]) + (", ..." if len(classes) > 8 else "")
+                raise ValueError(f"unknown label {name!r}; classes: {known}; correct the label")
+            marks[row, places[name]] = True
+    return marks
+
+
+def hit_at_k(scores: Floats, marks: Marks, k: int) -> float:
+    """Share of the labelled samples with any of their labels among the k best scores (Karpathy et al. 2014).
+
+    With one label a sample it is the top-k accuracy. Of equal scores the class that stands first is taken.
+
+    Args:
+        scores: (S, K).
+        marks: True labels, (S, K); samples without any do not count.
+        k: How many classes may be named.
+
+    Raises:
+        ValueError: No sample has a label.
+
+    Example:
+        >>> scores = np.array([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6]], np.float32)
+        >>> hit_at_k(scores, np.array([[False, True, True], [True, False, False]]), 2)
+        0.5
+    """
+    known = marks.any(1)
+    if not known.any():
+        raise ValueError("no sample has a label")
+    best = np.argsort(-scores[known], axis=1, kind="stable")[:, :k]
+    return float(np.take_along_axis(marks[known], best, axis=1).any(1).mean())
+
+
+def sports_hits(logits: Floats, marks: Marks) -> dict[str, float]:
+    """Hit@1 of clips, Hit@1 and Hit@5 of videos, whose scores are the mean of their clips' (METHODS 3.5, Sports-1M).
+
+    Args:
+        logits: Of the clips, (S, N, K).
+        marks: True labels of the videos, (S, K).
+
+    Returns:
+        `clip_hit@1`, `video_hit@1`, `video_hit@5`.
+    """
+    videos = pool_clips(logits, "scores")
+    clips = logits.reshape(-1, logits.shape[-1])
+    return {
+        "clip_hit@1": hit_at_k(clips, np.repeat(marks, logits.shape[1], axis=0), 1),
+        "video_hit@1": hit_at_k(videos, marks, 1),
+        "video_hit@5": hit_at_k(videos, marks, 5),
+    }
+
+
+def average_precisions(scores: Floats, marks: Marks, *, interpolated: bool = False) -> NDArray[np.float64]:
+    """Average precision of each class.
+
+    Args:
+        scores: (S, K); only their order within a class counts.
+        marks: True labels, (S, K).
+        interpolated: Precision at a recall is the best one at this recall or a higher one, as in PASCAL VOC 2011 and
+            in the official evaluation of ActivityNet; False is scikit-learn's `average_precision_score`.
+
+    Returns:
+        (K,), NaN for a class without a sample: there is no precision to speak of (scikit-learn would say 0).
+
+    Example:
+        >>> scores, marks = np.array([[3.0], [2.0], [1.0]]), np.array([[False], [True], [True]])
+        >>> [round(float(average_precisions(scores, marks, interpolated=way)[0]), 4) for way in (False, True)]
+        [0.5833, 0.6667]
+    """
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    found = np.full(marks.shape[1], np.nan)
+    for k in np.flatnonzero(marks.any(0)):
+        if interpolated:
+            precision, recall, _ = precision_recall_curve(marks[:, k], scores[:, k])  # recall falls from 1 to 0
+            found[k] = -np.sum(np.diff(recall) * np.maximum.accumulate(precision)[:-1])
+        else:
+            found[k] = average_precision_score(marks[:, k], scores[:, k])
+    return found
+
+
+def mean_average_precision(scores: Floats, marks: Marks, *, interpolated: bool = False) -> float:
+    """Mean of `average_precisions` over the classes that have a sample.
+
+    Raises:
+        ValueError: No sample has a label.
+    """
+    if not marks.any():
+        raise ValueError("no sample has a label")
+    return float(np.nanmean(average_precisions(scores, marks, interpolated=interpolated)))

@@ -1,0 +1,100 @@
+"""Hit@k, average precision and pooling against numbers worked out here and against scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, top_k_accuracy_score
+
+from stillmotion.protocols.pooling import (
+    average_precisions,
+    encode_labels,
+    hit_at_k,
+    l2_normalise,
+    mean_average_precision,
+    pool_clips,
+    softmax,
+    sports_hits,
+)
+
+
+def test_mean_of_scores_and_of_logits_differ() -> None:
+    clips = np.array([[[0.0, 0.0], [4.0, 0.0], [-3.0, 0.0]]], np.float32)
+    mean = (0.5 + 1 / (1 + np.exp(-4.0)) + 1 / (1 + np.exp(3.0))) / 3  # of the first class
+    assert softmax(pool_clips(clips, "scores"))[0, 0] == pytest.approx(mean, abs=1e-6)
+    assert pool_clips(clips, "logits").tolist() == pytest.approx(np.array([[1 / 3, 0.0]]))
+    sure = np.array([[[0.0, 200.0], [0.0, 200.0]]], np.float32)
+    assert np.isfinite(pool_clips(sure, "scores")).all()
+    with pytest.raises(ValueError, match="pooling='max': choose logits or scores"):
+        pool_clips(clips, "max")  # type: ignore[arg-type]
+
+
+def test_mean_of_logits_is_a_linear_classifier_on_the_mean_feature() -> None:
+    rng = np.random.default_rng(0)
+    features, weights = rng.normal(size=(5, 4, 8)), rng.normal(size=(8, 3))
+    pooled = pool_clips((features @ weights).astype(np.float32), "logits")
+    np.testing.assert_allclose(pooled, features.mean(1) @ weights, rtol=1e-4, atol=1e-5)
+
+
+def test_hit_at_k_by_hand() -> None:
+    scores = np.array([[0.9, 0.1, 0.0, 0.5], [0.1, 0.2, 0.3, 0.4], [0.3, 0.3, 0.2, 0.2], [1, 0, 0, 0]], np.float32)
+    marks = encode_labels(["b|d", "c", "b", None], ["a", "b", "c", "d"])
+    # Ranks: a d b c; d c b a; a b c d (equal scores as they stand). The last sample has no label.
+    assert hit_at_k(scores, marks, 1) == 0.0
+    assert hit_at_k(scores, marks, 2) == 1.0
+    assert hit_at_k(scores[1:3], marks[1:3], 1) == 0.0
+    assert hit_at_k(scores, encode_labels(["a|c", "d", "b", None], list("abcd")), 1) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="no sample has a label"):
+        hit_at_k(scores[3:], marks[3:], 1)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_with_one_label_hit_at_k_is_the_top_k_accuracy(k: int) -> None:
+    rng = np.random.default_rng(k)
+    scores, y = rng.normal(size=(60, 7)).astype(np.float32), rng.integers(0, 7, 60)
+    expected = top_k_accuracy_score(y, scores, k=k, labels=range(7))
+    assert hit_at_k(scores, np.eye(7, dtype=bool)[y], k) == pytest.approx(expected)
+
+
+def test_clips_and_videos_of_sports() -> None:
+    logits = np.log(np.array([[[0.6, 0.4], [0.1, 0.9]], [[0.8, 0.2], [0.6, 0.4]]], np.float32))
+    found = sports_hits(logits, encode_labels(["y", "x"], ["x", "y"]))
+    # Clips: x y | x x, of which y x x are right. Videos: (0.35, 0.65) and (0.7, 0.3).
+    assert found == {"clip_hit@1": 0.75, "video_hit@1": 1.0, "video_hit@5": 1.0}
+
+
+def test_average_precision_by_hand() -> None:
+    scores = np.array([[4.0], [3.0], [2.0], [1.0]], np.float32)
+    marks = np.array([[True], [False], [True], [True]])
+    # Precision at the true ones: 1, 2/3, 3/4; interpolated, the second is the better 3/4.
+    assert average_precisions(scores, marks)[0] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+    assert average_precisions(scores, marks, interpolated=True)[0] == pytest.approx((1 + 3 / 4 + 3 / 4) / 3)
+
+
+def test_map_is_that_of_scikit_learn_over_the_classes_with_samples() -> None:
+    rng = np.random.default_rng(1)
+    scores, marks = rng.normal(size=(40, 6)).astype(np.float32), rng.random((40, 6)) < 0.3
+    assert mean_average_precision(scores, marks) == pytest.approx(average_precision_score(marks, scores))
+    marks[:, 2] = False
+    kept = [0, 1, 3, 4, 5]
+    assert np.isnan(average_precisions(scores, marks)[2])
+    assert mean_average_precision(scores, marks) == pytest.approx(
+        average_precision_score(marks[:, kept], scores[:, kept])
+    )
+    with pytest.raises(ValueError, match="no sample has a label"):
+        mean_average_precision(scores, np.zeros_like(marks))
+
+
+def test_interpolated_precision_is_the_slow_one() -> None:
+    rng = np.random.default_rng(2)
+    scores, marks = rng.normal(size=(30, 1)).astype(np.float32), rng.random((30, 1)) < 0.4
+    hits = marks[np.argsort(-scores[:, 0]), 0]
+    precisions = [hits[: i + 1].mean() for i in range(len(hits))]
+    slow = np.mean([max(precisions[i:]) for i in np.flatnonzero(hits)])
+    assert average_precisions(scores, marks, interpolated=True)[0] == pytest.approx(slow)
+
+
+def test_labels_and_lengths() -> None:
+    with pytest.raises(ValueError, match="unknown label 'z'; classes: a, b; correct the label"):
+        encode_labels(["a|z"], ["a", "b"])
+    assert l2_normalise(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)).tolist() == pytest.approx(
+        np.array([[0.6, 0.8], [0.0, 0.0]])
+    )
