@@ -27,7 +27,7 @@ from stillmotion.data.index import Index, build_index, packet_reader
 from stillmotion.data.picture import Painter, Turn, reduced_size
 from stillmotion.data.seek import NotAsIndexed, seek_frames
 
-__all__ = ["VideoError", "VideoInfo", "decode_frames", "probe", "read_frames"]
+__all__ = ["Timeline", "VideoError", "VideoInfo", "decode_frames", "probe", "read_frames", "timeline"]
 
 NUM_REMEMBERED = 4096
 """Videos whose index a process keeps (24 bytes a frame)."""
@@ -58,11 +58,22 @@ class VideoInfo:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Timeline:
+    """How long a video is and where it can be entered: what choosing frames needs. Fields as in `VideoInfo`."""
+
+    num_frames: int
+    fps: float | None
+    keyframes: tuple[int, ...]
+    fault: str | None = None
+
+
 @dataclass
 class _Known:
     """What this process has learned of a video; `index` is None where frames must be counted."""
 
     index: Index | None
+    fps: float | None = None
     info: VideoInfo | None = None
     damaged: tuple[int, ...] = ()
 
@@ -157,6 +168,25 @@ def probe(path: str | Path, *, stream: int | None = None) -> VideoInfo:
     return info
 
 
+def timeline(path: str | Path) -> Timeline:
+    """As `probe`, without a look at any picture where the packets tell; reading may still find that they lied.
+
+    Raises:
+        VideoError: Nothing of it can be read.
+    """
+    path = Path(path)
+    if not is_images(path):
+        key = _key(path, None)
+        known = _known.get(key)
+        if known is None:
+            with open_video(path) as (container, video):
+                known = _scan(key, container, video)[0]
+        if known.index is not None:
+            return Timeline(known.index.num_frames, known.fps, known.index.keyframes)
+    info = probe(path)
+    return Timeline(info.num_frames, info.fps, info.keyframes, info.fault)
+
+
 class _Sheet:
     """The frames asked for, as they come in."""
 
@@ -208,7 +238,7 @@ def _scan(key: _Key, container: InputContainer, video: VideoStream) -> tuple[_Kn
         index = None
     if index is not None and missing_bytes(Path(key[0])):
         index = None
-    known = _known[key] = _Known(index)
+    known = _known[key] = _Known(index, frame_rate(video, index.pts) if index is not None else None)
     while len(_known) > NUM_REMEMBERED:
         _known.pop(next(iter(_known)), None)
     return known, reader is not None
@@ -225,8 +255,7 @@ def _describe(container: InputContainer, video: VideoStream, known: _Known) -> V
         known.index = None
         return None
     width, height = Turn(first).size((first.width, first.height))
-    fps = frame_rate(video, index.pts)
-    return VideoInfo(index.num_frames, fps, width, height, True, index.keyframes)
+    return VideoInfo(index.num_frames, known.fps, width, height, True, index.keyframes)
 
 
 def _examine(path: Path, stream: int | None, known: _Known) -> VideoInfo:

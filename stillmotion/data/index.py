@@ -7,6 +7,7 @@ order and counted. Nothing is decoded for the index: it reads packets and the fe
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import av
@@ -57,7 +58,7 @@ class Index:
         """Frames of the video."""
         return len(self.pts)
 
-    @property
+    @cached_property
     def keyframes(self) -> tuple[int, ...]:
         """Frame numbers of the packets at which decoding may start."""
         rank = np.empty_like(self.order)

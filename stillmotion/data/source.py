@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stillmotion.data.decode import decode_frames, probe
+from stillmotion.data.decode import decode_frames, timeline
 from stillmotion.data.sampling import frame_indices
 from stillmotion.data.table import Sample
 from stillmotion.data.transforms import render_view
@@ -59,7 +59,7 @@ class Videos:
         Raises:
             ValueError: The file cannot be read, or the range holds no frame.
         """
-        info = probe(sample.path)
+        info = timeline(sample.path)
         start, end = sample.frame_range(info.num_frames, info.fps)
         keyframes = tuple(k - start for k in info.keyframes if start <= k < end)
         return Extent(end - start, info.fps, keyframes, info.fault)
@@ -70,7 +70,7 @@ class Videos:
         Raises:
             ValueError: The file cannot be read.
         """
-        info = probe(sample.path)
+        info = timeline(sample.path)
         start, _ = sample.frame_range(info.num_frames, info.fps)
         return decode_frames(sample.path, (indices + start).tolist(), short_side=self.short_side)
 
@@ -95,13 +95,17 @@ def show(source: FrameSource, sample: Sample, views: Mapping[str, View], draw: D
         (1, 1, 3, 112, 112)
     """
     extent = source.extent(sample)
+    # Damage, and packets that lied, show when frames are decoded; then other frames are known to be readable, and the
+    # sample is these.
     try:
-        return _show(source, sample, views, draw, extent)
+        shown = _show(source, sample, views, draw, extent)
     except ValueError:
-        # Damage shows when it is decoded; then fewer frames are known to be readable, and the sample is these.
         if (readable := source.extent(sample)) == extent:
             raise
-        return _show(source, sample, views, draw, readable)
+    else:
+        if (readable := source.extent(sample)) == extent:
+            return shown
+    return _show(source, sample, views, draw, readable)
 
 
 def _show(

@@ -1,16 +1,20 @@
 """Samples and batches: equal for any number of workers, whole views from one decode, errors as rows."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from stillmotion.data import decode
 from stillmotion.data.dataset import VideoDataset, collate
 from stillmotion.data.decode import decode_frames
+from stillmotion.data.index import Index
 from stillmotion.data.loader import EpochBatches, make_loader
+from stillmotion.data.seek import NotAsIndexed
+from stillmotion.data.source import Videos, show
 from stillmotion.data.store import FeatureStore
 from stillmotion.data.table import Sample, Table, TableError
 from stillmotion.data.transforms import render_view
@@ -223,3 +227,34 @@ def test_processes_share_a_batch() -> None:
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
     with pytest.raises(ValueError, match="do not give each of 3 processes one"):
         EpochBatches(2, 6, world=3)
+
+
+def test_packets_that_lied_do_not_move_the_anchor(
+    tmp_path: Path, make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index promises a frame too many, which shows only when frames are read: 11 frames, not 12, so frame 5."""
+    frames = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+    path = make_video(tmp_path / "a.mp4", frames)
+    honest = decode.build_index
+
+    def lying(*args: Any) -> Index | None:
+        index = honest(*args)
+        assert index is not None
+        return Index(
+            pts=np.append(index.pts, index.pts.max() + 1),
+            seek_times=np.append(index.seek_times, index.seek_times[-1]),
+            order=np.append(index.order, len(index.order)),
+            syncs=index.syncs,
+            disposable=np.append(index.disposable, True),
+        )
+
+    def refuse(*_: Any) -> NoReturn:
+        raise NotAsIndexed
+
+    monkeypatch.setattr(decode, "_known", {})
+    monkeypatch.setattr(decode, "build_index", lying)
+    monkeypatch.setattr(decode, "seek_frames", refuse)
+    assert decode.timeline(path).num_frames == 12
+    shown = show(Videos(), Sample(path=path, name="a"), {"frames": View(size=32)}, NO_DRAW)["frames"]
+    monkeypatch.undo()
+    np.testing.assert_array_equal(shown[0, 0].transpose(1, 2, 0), decode_frames(path, [5])[0])

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def test_an_index_that_lies_is_found_out_and_replaced_by_counting(tmp_path: Path
     assert probe(path).seekable
     known = decode._known[decode._key(path, None)]
     assert known.index is not None
-    known.index = Index(**{**vars(known.index), "pts": known.index.pts + 1, "seek_times": known.index.seek_times + 1})
+    known.index = replace(known.index, pts=known.index.pts + 1, seek_times=known.index.seek_times + 1)
     assert np.array_equal(decode_frames(path, [20, 3]), truth[[20, 3]])
     assert not probe(path).seekable
     assert probe(path).num_frames == 40
