@@ -1,8 +1,7 @@
 """What a network says about the samples of a table: arrays, and the files that hold them. No torch at import."""
 
-import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,26 +153,6 @@ def write_predictions(folder: Path, predictions: Predictions, task: Task) -> Non
         from stillmotion.report.plots import plot_confusion
 
         plot_confusion(matrix, names, folder / "confusion.png")
-
-
-def read_predictions(path: str | Path, task: Task) -> Predictions:
-    """Reads what `write_predictions` wrote, from the file or its folder; logits have six digits.
-
-    Raises:
-        ValueError: There is no such file.
-    """
-    path = Path(path) / FILE if Path(path).is_dir() else Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; `stillmotion evaluate --output` writes one")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    index: Mapping[str, int] = {name: i for i, name in enumerate(task.class_names)}
-    return Predictions(
-        ids=[r["id"] for r in rows],
-        groups=[r["group"] or None for r in rows],
-        logits=np.array([r["logits"].split() for r in rows], np.float32).reshape(len(rows), task.num_outputs),
-        targets=np.array([index[r["target"]] if r["target"] else UNLABELLED for r in rows], np.int64),
-    )
 
 
 def confusion(predicted: NDArray[np.int64], targets: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:

@@ -16,9 +16,9 @@ from stillmotion.measure import Reading, distance, measure_cost
 from stillmotion.models.factory import create_model
 from stillmotion.models.pretrained import save_pretrained
 from stillmotion.models.student import HallucinatingStudent
-from stillmotion.predictions import Predictions, confusion, predict_table, read_predictions, write_predictions
+from stillmotion.predictions import Predictions, confusion, predict_table, write_predictions
 from stillmotion.results import read_results
-from stillmotion.tasks import Classification
+from stillmotion.tasks import UNLABELLED, Classification
 from tests.conftest import MakeVideo
 
 TASK = Classification(("blue", "red"))
@@ -146,18 +146,18 @@ def test_the_distance_by_hand() -> None:
     assert distance(other, teacher, reference, TASK) == {"agreement": 0.5}
 
 
-def test_predictions_come_back_from_their_file(tmp_path: Path) -> None:
+def test_predictions_are_written_for_people_and_programs(tmp_path: Path) -> None:
     given = predictions([[1.5, -0.25], [0.0, 3.0], [1e-3, 2.0]])
     write_predictions(tmp_path, given, TASK)
-    again = read_predictions(tmp_path, TASK)
-    assert (again.ids, again.groups) == (given.ids, given.groups)
-    np.testing.assert_array_equal(again.targets, given.targets)
-    np.testing.assert_allclose(again.logits, given.logits, rtol=1e-6)
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["id"], r["group"]) for r in rows] == [(i, g or "") for i, g in zip(given.ids, given.groups, strict=True)]
+    index = {name: i for i, name in enumerate(TASK.class_names)}
+    assert [index[r["target"]] if r["target"] else UNLABELLED for r in rows] == given.targets.tolist()
+    np.testing.assert_allclose([[float(v) for v in r["logits"].split()] for r in rows], given.logits, rtol=1e-6)
     assert (tmp_path / "per_class.csv").read_text().splitlines() == [
         "class,samples,correct,accuracy,precision,mistaken_for", "blue,1,1,1.0,1.0,", "red,1,1,1.0,1.0,",
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="no such file; `stillmotion evaluate --output` writes one"):
-        read_predictions(tmp_path / "none", TASK)
 
 
 def test_confusion_counts_rows_of_the_true_class() -> None:
