@@ -102,6 +102,8 @@ class OptimConfig:
         trainable: Patterns (`fnmatch`) of the student's parameters that are updated; others get lr 0, their
             batch norms still move (METHODS 1.1). Empty: all.
         lr_factors: Learning rate factor by pattern of parameter names (`{"backbone.*": 0.1}`).
+        fixed_norms: Patterns of the student's batch norms that use the statistics they start with and keep them; for
+            small batches and pretrained networks (`["*"]`: all). Their scale and shift still learn.
     """
 
     optimiser: Optimiser = "adam"
@@ -122,6 +124,7 @@ class OptimConfig:
     clip_norm: float | None = None
     trainable: list[str] = field(default_factory=list)
     lr_factors: dict[str, float] = field(default_factory=dict)
+    fixed_norms: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

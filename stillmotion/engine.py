@@ -19,7 +19,7 @@ from torch import Tensor
 from stillmotion.config import OptimConfig
 from stillmotion.methods.base import Method
 from stillmotion.models.encoder import Batch
-from stillmotion.optim import Schedule, gradient_norms, make_optimiser
+from stillmotion.optim import Schedule, find_norms, gradient_norms, make_optimiser
 from stillmotion.tasks import UNLABELLED
 
 LOG_EVERY = 10
@@ -69,6 +69,7 @@ class Engine(L.LightningModule):
         super().__init__()
         self.strict_loading = False  # frozen networks are not in the checkpoint
         self.method, self.config, self.loaders, self.seed = method, config, loaders, seed
+        method.fixed_norms = find_norms(method.student, config.fixed_norms)
         self.schedule = Schedule(config, loaders.steps_per_epoch)
         self.epoch = self.batch = self.step = 0
         self.history: list[dict[str, float]] = []

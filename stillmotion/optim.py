@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stillmotion.config import OptimConfig
 from stillmotion.methods.base import Method
@@ -45,6 +46,20 @@ def make_optimiser(method: Method, config: OptimConfig, *, fused: bool = True) -
         raise ValueError("nothing to train: every parameter of the student is fixed; check optim.trainable")
     fused = fused and all(p.device.type in ("cpu", "cuda") for p in chain(*groups.values()))
     return _build(config, [{"params": p, "lr_factor": f} for f, p in groups.items()], fused)
+
+
+def find_norms(student: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
+    """The batch norms whose names match.
+
+    Raises:
+        ValueError: A pattern matches none.
+    """
+    norms = {name: module for name, module in student.named_modules() if isinstance(module, _BatchNorm)}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in norms):
+            names = ", ".join(list(norms)[:3]) or "it has none"
+            raise ValueError(f"no batch norm of the student matches {pattern!r}; names: {names}, ...")
+    return [module for name, module in norms.items() if _first(name, patterns) is not None]
 
 
 def _first(name: str, patterns: Iterable[str]) -> str | None:

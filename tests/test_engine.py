@@ -280,6 +280,16 @@ def test_patterns_choose_what_learns_and_how_fast(tmp_path: Path) -> None:
         make_optimiser(supervised(), OptimConfig(trainable=["haed.*"]))
 
 
+def test_fixed_norms_keep_their_statistics(tmp_path: Path) -> None:
+    engine = Engine(supervised(), OptimConfig(epochs=1, lr=0.1, fixed_norms=["n*"]), Tensors())
+    before = weights(engine)
+    fit(engine, tmp_path / "run")
+    kept = {name for name, value in weights(engine).items() if torch.equal(value, before[name])}
+    assert kept == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+    with pytest.raises(ValueError, match=r"no batch norm of the student matches 'bn\*'; names: norm"):
+        Engine(supervised(), OptimConfig(fixed_norms=["bn*"]), Tensors())
+
+
 def test_learning_rates_of_every_step(tmp_path: Path) -> None:
     seen: list[tuple[float, float]] = []
 

@@ -42,6 +42,7 @@ class Method(nn.Module):
         assert set(encoders) == set(self.roles), f"unused: {set(encoders) - set(self.roles)}"
         self.encoders = nn.ModuleDict(dict(encoders))
         self.task = task
+        self.fixed_norms: list[nn.Module] = []
         for role in self.frozen:
             self.encoders[role].requires_grad_(False).eval()
 
@@ -87,10 +88,12 @@ class Method(nn.Module):
         return {f"{r}/{n}": v for r in self.roles for n, v in self.encoder(r).views.items()}
 
     def train(self, mode: bool = True) -> "Method":
-        """As `nn.Module.train`, but frozen roles stay in `eval()`."""
+        """As `nn.Module.train`, but frozen roles and fixed norms stay in `eval()`."""
         super().train(mode)
         for role in self.frozen:
             self.encoders[role].eval()
+        for module in self.fixed_norms:
+            module.eval()
         return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
