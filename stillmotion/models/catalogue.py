@@ -1,7 +1,6 @@
 """Which networks there are, what they see, and what they cost."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from typing import Any, Literal
@@ -9,11 +8,14 @@ from typing import Any, Literal
 import torch
 
 from stillmotion.models.cost import count_cost
-from stillmotion.models.encoder import Encoder
-from stillmotion.models.hf import FAMILIES, build_hf
-from stillmotion.models.libraries import CLIPS, build_timm, build_torchvision, timm_view, torchvision_view
+from stillmotion.models.hf import FAMILIES
+from stillmotion.models.libraries import CLIPS, timm_view, torchvision_view
 from stillmotion.models.own import OWN
+from stillmotion.models.pseudo3d import CLIP_FRAMES
+from stillmotion.view import View
 
+PSEUDO3D = ("resnet", "mobilenetv", "mobilenet_v", "efficientnet", "regnet", "convnext", "vgg")
+"""Families of 2D networks that are known to become pseudo-3D ones."""
 MAX_BUILT = 20
 """With so many matches or fewer, every network is built (without memory) to count its parameters."""
 
@@ -71,8 +73,9 @@ def list_models(
         [('resnext3d_101', 47521216, 2048)]
     """
     pattern = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
-    names = [n for n in [*OWN, *FAMILIES, *_torchvision_names(), *_timm_names()] if fnmatch(n, pattern)]
-    tags = _timm_tags() if any(n.startswith("timm/") for n in names) else {}
+    known = [*OWN, *FAMILIES, *_torchvision_names(), *_timm_names(), *_pseudo3d_names()]
+    names = [n for n in known if fnmatch(n, pattern)]
+    tags = _timm_tags() if any(n.startswith(("timm/", "pseudo3d/")) for n in names) else {}
     built = len(names) <= MAX_BUILT or max_gmacs is not None
     found = [_describe(name, tags, built=built) for name in names]
     if kind is not None:
@@ -97,6 +100,12 @@ def _timm_names() -> list[str]:
     return [f"timm/{n}" for n in timm.list_models()]
 
 
+def _pseudo3d_names() -> list[str]:
+    """Networks of the families that are tested; others may work too."""
+    flat = [n.removeprefix("timm/") for n in _timm_names()] + _torchvision_names()
+    return [f"pseudo3d/{n}" for n in flat if n.removeprefix("torchvision/").startswith(PSEUDO3D)]
+
+
 def _timm_tags() -> dict[str, list[str]]:
     import timm
 
@@ -109,31 +118,34 @@ def _timm_tags() -> dict[str, list[str]]:
 
 def _describe(name: str, tags: dict[str, list[str]], *, built: bool) -> ModelInfo:
     library, _, short = name.partition("/")
-    build: Callable[..., Encoder]
     weights: tuple[str, ...] = ()
     licence = None
-    if library == "timm":
+    video = True
+    if library == "pseudo3d":
+        flat = _describe(short if short.startswith("torchvision/") else f"timm/{short}", tags, built=False)
+        view, weights, licence = View(size=flat.size, num_frames=CLIP_FRAMES), flat.weights, flat.licence
+    elif library == "timm":
         import timm
 
-        view, kind, build = timm_view(short), "frames", build_timm
+        view, video = timm_view(short), False
         cfg = timm.get_pretrained_cfg(short)
         if cfg is not None and cfg.tag is not None and cfg.tag in tags.get(short, ()):
             weights, licence = (cfg.tag, *(t for t in tags[short] if t != cfg.tag)), cfg.license
     elif library == "torchvision":
         from torchvision.models import get_model_weights
 
-        view, kind, build = torchvision_view(short), "clip" if short in CLIPS else "frames", build_torchvision
+        view, video = torchvision_view(short), short in CLIPS
         default = get_model_weights(short).DEFAULT
         weights, licence = (default.name,), default.meta.get("license")
     elif library == "hf":
         family = FAMILIES[name]
-        view, kind, build, weights, licence = family.view, "clip", build_hf, (family.repo,), family.licence
+        view, weights, licence = family.view, (family.repo,), family.licence
     else:
-        view, kind, build = OWN[name][1], "clip", _build_own
-    params, gmacs, width = _count(build, name) if built else (None, None, None)
+        view = OWN[name][1]
+    params, gmacs, width = _count(name) if built else (None, None, None)
     return ModelInfo(
         name=name,
-        kind="video" if kind == "clip" else "image",
+        kind="video" if video else "image",
         size=view.size,
         num_frames=view.num_frames,
         fps=view.fps,
@@ -145,15 +157,12 @@ def _describe(name: str, tags: dict[str, list[str]], *, built: bool) -> ModelInf
     )
 
 
-def _build_own(name: str, num_classes: int, *_: object) -> Encoder:
-    build, view = OWN[name]
-    return build(name, num_classes=num_classes, view=view)
+def _count(name: str) -> tuple[int | None, float | None, int | None]:
+    from stillmotion.models.factory import create_model
 
-
-def _count(build: Callable[..., Encoder], name: str) -> tuple[int | None, float | None, int | None]:
     try:
         with torch.device("meta"):
-            encoder = build(name, 0, None, (), {}, {})
+            encoder = create_model(name, num_classes=0)
         cost = count_cost(encoder)
     except (NotImplementedError, RuntimeError, ValueError):
         # Some networks compute with their weights while they are built; some need an extra that is not installed.

@@ -20,7 +20,7 @@ from stillmotion.models.libraries import (
 )
 from stillmotion.models.own import OWN
 from stillmotion.models.pretrained import is_run, load_pretrained
-from stillmotion.models.pseudo3d import Pseudo3d
+from stillmotion.models.pseudo3d import CLIP_FRAMES, Pseudo3d
 from stillmotion.models.student import HallucinatingStudent
 
 __all__ = ["ModelInfo", "create_model", "list_models", "load_model"]
@@ -167,7 +167,7 @@ def _build_pseudo3d(
     rest = {key: value for key, value in options.items() if key not in own}
     image = create_model(
         flat, num_classes=num_classes, weights="default" if weights == "default" else None, taps=taps,
-        view={"num_frames": 16, **view}, **rest,
+        view={"num_frames": CLIP_FRAMES, **view}, **rest,
     )  # fmt: skip
     if not isinstance(image, ImageEncoder):
         raise ValueError(f"{name}: pseudo3d takes 2D networks, and {flat} sees clips already")

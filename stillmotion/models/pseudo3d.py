@@ -22,6 +22,8 @@ from stillmotion.models.temporal import TemporalConv, halve_time, split_time
 TEMPORAL = "temporal"
 """Name of the further module within a convolution, and so a part of the further names of a state dict."""
 STAGES = (2, 3, 4, 5)
+CLIP_FRAMES = 16
+"""That `pseudo3d/<name>` sees unless its view says otherwise, as P3D does."""
 
 
 @dataclass

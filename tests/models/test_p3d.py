@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillmotion.export import export
 from stillmotion.models import create_model
 from stillmotion.models.checkpoint import WeightsError
 from stillmotion.models.cost import count_cost
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.p3d import P3dBlock
+from stillmotion.models.pretrained import save_pretrained
+from stillmotion.tasks import Classification
 
 DEPTHS = {"p3d_63": (3, 4, 6, 3), "p3d_131": (3, 4, 23, 3), "p3d_199": (3, 8, 36, 3)}
 TINY = {"width": 4, "view": {"size": 64}}
@@ -318,3 +321,8 @@ def test_bad_npz(content: str, tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(WeightsError, match=r"holds code|damaged or no .npz file"):
         create_model("p3d_63", num_classes=3, weights=str(path), **TINY)  # type: ignore[arg-type]
+
+
+def test_exports(tmp_path: Path) -> None:
+    run = save_pretrained(tiny(), Classification(("run", "sit", "turn")), tmp_path / "run")
+    assert export(str(run), str(tmp_path / "p3d.onnx")).stat().st_size > 0  # it compares logits at three batch sizes

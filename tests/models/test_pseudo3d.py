@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from stillmotion.export import export
-from stillmotion.models import create_model
+from stillmotion.models import create_model, list_models
 from stillmotion.models.pretrained import save_pretrained
 from stillmotion.models.pseudo3d import pseudo3d
 from stillmotion.tasks import Classification
@@ -238,3 +238,15 @@ def test_exports(tmp_path: Path) -> None:
             nn.init.normal_(weight, std=0.3)
     run = save_pretrained(encoder.eval(), Classification(("run", "sit")), tmp_path / "run")
     assert export(str(run), str(tmp_path / "clip.onnx")).stat().st_size > 0  # it compares logits at three batch sizes
+
+
+def test_is_listed() -> None:
+    (found,) = list_models("pseudo3d/mobilenetv2_100")
+    (flat,) = list_models("timm/mobilenetv2_100")
+    assert (found.kind, found.num_frames, found.size, found.licence) == ("video", 16, (224, 224), flat.licence)
+    assert found.params is not None
+    assert flat.params is not None
+    # Of the 17 depthwise convolutions one stands at half the picture's size; 3 weights a channel for the other ones,
+    # and scale and shift for every third, a C.
+    channels = [96, 144, 144, 192, 192, 192, *[384] * 4, *[576] * 3, *[960] * 3]
+    assert found.params - flat.params == 3 * sum(channels) + 2 * sum(channels[2::3])
