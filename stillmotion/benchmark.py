@@ -15,9 +15,11 @@ from torch import Tensor
 
 from stillmotion.config import ModelConfig
 from stillmotion.models.cost import count_cost
-from stillmotion.models.encoder import Encoder
+from stillmotion.models.encoder import Encoder, to_channels_last
 from stillmotion.models.factory import load_model
+from stillmotion.models.pretrained import is_run, read_config
 from stillmotion.results import write_atomic
+from stillmotion.run import environment
 
 PEAK = Path("/proc/self/status")
 RESET_PEAK = Path("/proc/self/clear_refs")
@@ -88,21 +90,17 @@ def benchmark(
     finally:
         torch.set_num_threads(before)
     if output is not None:
-        facts = {"device": _device_name(device), "threads": threads, "torch": torch.__version__, "train": train}
+        where = torch.cuda.get_device_name() if device == "cuda" else environment()["processor"]
+        facts = {"device": where, "threads": threads, "torch": torch.__version__, "train": train}
         write_atomic(Path(output), json.dumps({**facts, "models": [asdict(m) for m in measured]}, indent=2) + "\n")
     return measured
 
 
 def _load(config: ModelConfig, num_classes: int, train: bool) -> Encoder:
-    from stillmotion.models.pretrained import is_run, load_pretrained
-
     if is_run(config.name):
-        num_classes = load_pretrained(config.name, view=config.view)[0].num_classes
+        num_classes = read_config(Path(config.name))["model"]["num_classes"]
     encoder = load_model(config, num_classes=num_classes).train(train)
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}  # as a training has them
-    for parameter in encoder.parameters():
-        if parameter.ndim in formats:
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+    to_channels_last(encoder)  # as a training has them
     return encoder
 
 
@@ -185,16 +183,6 @@ def _peak_mib(run: Callable[[], None], device: str) -> float | None:
 def _status_kib(key: str) -> int:
     lines = dict(line.split(":", 1) for line in PEAK.read_text().splitlines() if ":" in line)
     return int(lines[key].split()[0])
-
-
-def _device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-        return next(line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return "cpu"
 
 
 def table_rows(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:

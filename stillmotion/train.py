@@ -30,7 +30,7 @@ from stillmotion.loaders import VideoLoaders
 from stillmotion.measure import Reading, learned, measure
 from stillmotion.methods import build_method
 from stillmotion.methods.base import Method
-from stillmotion.models.encoder import Encoder
+from stillmotion.models.encoder import Encoder, to_channels_last
 from stillmotion.models.factory import load_model
 from stillmotion.models.pretrained import save_pretrained
 from stillmotion.predictions import write_predictions
@@ -197,10 +197,7 @@ def prepare(job: Job, parts: Parts, task: Task) -> Engine:
     """The engine, where the last checkpoint left it."""
     method = build(job, parts.train, task)
     if job.trainer.channels_last:
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        for parameter in method.parameters():
-            if parameter.ndim in formats:  # `Module.to` would refuse networks that have both
-                parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+        to_channels_last(method)
     if job.trainer.compile:
         # Measuring the gradients of the parts goes through the graph more than once.
         torch._functorch.config.donated_buffer = False

@@ -52,3 +52,14 @@ def make_video() -> MakeVideo:
         return path
 
     return make
+
+
+@pytest.fixture
+def tiny_table(tmp_path: Path, make_video: MakeVideo) -> Path:
+    """Two classes, five training and two test videos of 20 frames."""
+    rng, lines = np.random.default_rng(0), ["path,label,split"]
+    for k in range(7):
+        make_video(tmp_path / f"{k}.mp4", rng.integers(0, 256, (20, 6, 8, 3), np.uint8).repeat(8, 1).repeat(8, 2))
+        lines.append(f"{k}.mp4,{'ab'[k % 2]},{'train' if k < 5 else 'test'}")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    return tmp_path / "table.csv"

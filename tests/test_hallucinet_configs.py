@@ -5,7 +5,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
@@ -14,7 +13,6 @@ from stillmotion.__main__ import main
 from stillmotion.models.resnext3d import VIEW
 from stillmotion.results import read_results
 from stillmotion.view import View
-from tests.conftest import MakeVideo
 
 FOLDER = Path(__file__).parents[1] / "configs" / "hallucinet"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -68,23 +66,12 @@ def test_official_code_reading() -> None:
             assert (teacher.end, teacher.num_frames, teacher.clip) == ("hallucinet", 16, "start")
 
 
-@pytest.fixture
-def table(tmp_path: Path, make_video: MakeVideo) -> Path:
-    """Two classes, five training and two test videos of 20 frames."""
-    rng, lines = np.random.default_rng(0), ["path,label,split"]
-    for k in range(7):
-        make_video(tmp_path / f"{k}.mp4", rng.integers(0, 256, (20, 6, 8, 3), np.uint8).repeat(8, 1).repeat(8, 2))
-        lines.append(f"{k}.mp4,{'ab'[k % 2]},{'train' if k < 5 else 'test'}")
-    (tmp_path / "table.csv").write_text("\n".join(lines))
-    return tmp_path / "table.csv"
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_tiny_size_runs(path: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiny_size_runs(path: Path, tiny_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny command of the comment, word for word."""
     monkeypatch.chdir(FOLDER.parents[1])
     (command,) = [c for c in commands_of(path) if "TABLE" in c]
-    places = {"TABLE": str(table), "RUN": str(tmp_path / "run")}
+    places = {"TABLE": str(tiny_table), "RUN": str(tmp_path / "run")}
     assert main([places.get(word, word) for word in command]) == 0
     (row,) = read_results(tmp_path / "run")
     assert {"top1", "hallucinated_r2"} <= row["metrics"].keys()

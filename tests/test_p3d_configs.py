@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
 from stillmotion.__main__ import main
 from stillmotion.models.p3d import P3DS
 from stillmotion.results import read_results
-from tests.conftest import MakeVideo
 
 FOLDER = Path(__file__).parents[1] / "configs" / "p3d"
 
@@ -39,18 +37,10 @@ def test_table1_says_what_the_paper_says() -> None:
     assert {**tiny["optim"], "epochs": 100, "batch_size": 128} == optim
 
 
-def test_tiny_size_runs(make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng, lines = np.random.default_rng(0), ["path,label,split"]
-    for k in range(7):
-        make_video(tmp_path / f"{k}.mp4", rng.integers(0, 256, (20, 6, 8, 3), np.uint8).repeat(8, 1).repeat(8, 2))
-        lines.append(f"{k}.mp4,{'ab'[k % 2]},{'train' if k < 5 else 'test'}")
-    (tmp_path / "table.csv").write_text("\n".join(lines))
+def test_tiny_size_runs(tiny_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER.parents[1])
     run = tmp_path / "run"
-    assert (
-        main(["compare", "--config", "configs/p3d/table1_tiny.yaml", str(tmp_path / "table.csv"), "--output", str(run)])
-        == 0
-    )
+    assert main(["compare", "--config", "configs/p3d/table1_tiny.yaml", str(tiny_table), "--output", str(run)]) == 0
     rows = {row["name"]: row for row in read_results(run)}
     assert rows.keys() == settings_of("table1_ucf101.yaml")["rows"].keys()
     assert all({"top1", "top1_video"} <= row["metrics"].keys() for row in rows.values())

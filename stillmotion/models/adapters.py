@@ -71,10 +71,8 @@ class TimmEncoder(ImageEncoder):
             return {"logits": classifier(embedding), "embedding": embedding}
         return {"logits": self.net.forward_head(features), "embedding": embedding}
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def new_classifier(self, num_classes: int) -> None:
         self.net.reset_classifier(num_classes)
-        self.num_classes = num_classes
-        self.config = {**self.config, "num_classes": num_classes}
 
     def published_names(self) -> dict[str, str]:
         own = self.state_dict()
@@ -122,12 +120,10 @@ class TorchvisionEncoder(Encoder):
         logits = self.head(embedding.reshape(-1, self.embedding_dim, *self.head_shape)).flatten(1)
         return {"logits": logits, "embedding": embedding}
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def new_classifier(self, num_classes: int) -> None:
         like = next(self.net.parameters())
         self.head_shape = ()
         self.head = nn.Linear(self.embedding_dim, num_classes, device=like.device) if num_classes else None
-        self.num_classes = num_classes
-        self.config = {**self.config, "num_classes": num_classes}
 
     def published_names(self) -> dict[str, str]:
         own = self.state_dict()

@@ -89,15 +89,13 @@ class C3d(VideoEncoder):
         hidden = F.relu(self.fc7(self.dropout(embedding)))
         return {"logits": self.fc8(self.dropout(hidden)), "embedding": embedding}
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def new_classifier(self, num_classes: int) -> None:
         device, dim = self.fc6.weight.device, self.embedding_dim
         if num_classes and self.fc7 is None:
             self.fc7 = nn.Linear(dim, dim, device=device)
         elif not num_classes:
             self.fc7 = None
         self.fc8 = nn.Linear(dim, num_classes, device=device) if num_classes else None
-        self.num_classes = num_classes
-        self.config = {**self.config, "num_classes": num_classes}
 
     def classifier_names(self) -> set[str]:
         return {"fc8.weight", "fc8.bias"} if self.fc8 is not None else set()

@@ -41,6 +41,10 @@ class Encoder(nn.Module):
     weights_report: "WeightsReport | None" = None
     short_side: int | None = None
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = {}
+
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Runs the network.
 
@@ -84,6 +88,12 @@ class Encoder(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replaces the last layer by a new one, at random; 0 removes it, and `logits` with it."""
+        self.new_classifier(num_classes)
+        self.num_classes = num_classes
+        self.config = {**self.config, "num_classes": num_classes}
+
+    def new_classifier(self, num_classes: int) -> None:
+        """What `reset_classifier` does to the layers; subclasses write it."""
         raise NotImplementedError
 
     def published_names(self) -> dict[str, str]:
@@ -153,6 +163,14 @@ class Encoder(nn.Module):
         from stillmotion.models.pretrained import push_to_hub
 
         return push_to_hub(self, task, repo_id, private=private, extra=extra)
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Lays out the weights as convolutions on a CPU and on tensor cores read them fastest."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in module.parameters():
+        if parameter.ndim in formats:  # `Module.to` would refuse networks that have both
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
 
 
 def prepare(x: Tensor, view: View) -> Tensor:

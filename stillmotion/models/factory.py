@@ -9,7 +9,7 @@ from stillmotion.models.adapters import ImageEncoder
 from stillmotion.models.catalogue import ModelInfo, list_models
 from stillmotion.models.checkpoint import WeightsReport, load_weights
 from stillmotion.models.encoder import Encoder
-from stillmotion.models.hf import HfVideo, build_hf
+from stillmotion.models.hf import build_hf
 from stillmotion.models.libraries import (
     build_timm,
     build_torchvision,
@@ -71,12 +71,12 @@ def create_model(
         encoder = _builder(name)(name, num_classes, weights, taps, overrides, options)
         (seen,) = encoder.views.values()
         shared = {"name": name, "num_classes": num_classes, "taps": list(taps), "view": seen.to_dict()}
-        encoder.config = {**shared, **options, **getattr(encoder, "config", {})}  # what a repository brought
-    if isinstance(encoder, HfVideo) and encoder.weights_report is not None:  # a repository, which its builder read
-        return encoder
-    if weights == "default" and not isinstance(encoder, Pseudo3d):
+        encoder.config = {**shared, **options, **encoder.config}  # what a repository brought
+        if encoder.weights_report is not None:  # its builder read the weights
+            return encoder
+    if weights == "default":
         load_default(encoder)
-    elif weights not in (None, "default"):
+    elif weights is not None:
         load_weights(encoder, weights)
     return encoder
 

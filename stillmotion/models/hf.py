@@ -130,11 +130,9 @@ class HfVideo(Encoder):
         outputs = {"embedding": embedding} | self.watched()
         return outputs if self.head is None else {"logits": self.head(embedding), **outputs}
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def new_classifier(self, num_classes: int) -> None:
         device = next(self.net.parameters()).device
         self.head = nn.Linear(self.embedding_dim, num_classes, device=device) if num_classes else None
-        self.num_classes = num_classes
-        self.config = {**self.config, "num_classes": num_classes}
 
     def published_names(self) -> dict[str, str]:
         own = self.state_dict()
@@ -274,7 +272,6 @@ def _load(source: str, model_class: Any, config: Any, view: View, num_classes: i
         if not encoder.classifier_names() <= missing:
             reason = f"classifier of {theirs} classes, here {num_classes}"
             left_out |= {"classifier.weight": reason, "classifier.bias": reason}
-        encoder.config = {}
         encoder.reset_classifier(num_classes)
     own = tuple(encoder.state_dict())
     kept = set(own) - missing - (encoder.classifier_names() if theirs != num_classes else set())

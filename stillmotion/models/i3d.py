@@ -162,11 +162,9 @@ class I3d(VideoEncoder):
             return {"embedding": embedding}
         return {"logits": self.logits(self.dropout(pooled)), "embedding": embedding}
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def new_classifier(self, num_classes: int) -> None:
         device = self.Conv3d_1a_7x7.conv3d.weight.device
         self.logits = Classifier(self.embedding_dim, num_classes, device) if num_classes else None
-        self.num_classes = num_classes
-        self.config = {**self.config, "num_classes": num_classes}
 
     def classifier_names(self) -> set[str]:
         return {"logits.conv3d.weight", "logits.conv3d.bias"} if self.logits is not None else set()

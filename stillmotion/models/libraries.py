@@ -69,7 +69,7 @@ def build_timm(
     if pretrained:
         encoder.weights_report = _timm_report(encoder, cfg.num_classes if cfg else num_classes)
         if encoder.weights_report.classifier:
-            encoder.net.reset_classifier(num_classes)
+            encoder.reset_classifier(num_classes)
     return encoder
 
 
@@ -161,13 +161,12 @@ def _download(name: str, wanted: bool = True) -> Iterator[None]:
 
 
 def load_default(encoder: Encoder) -> None:
-    """The library's own weights; timm's were loaded when the network was made."""
+    """Downloads torchvision's own weights; other libraries' builders load theirs."""
     name = encoder.config["name"]
-    if name.startswith("torchvision/"):
-        from torchvision.models import get_model_weights
-
-        with _download(name):
-            state = get_model_weights(name.removeprefix("torchvision/")).DEFAULT.get_state_dict(progress=False)
-        copy_weights(encoder, state, "default")
-    elif not name.startswith("timm/"):
+    if not name.startswith("torchvision/"):
         raise ValueError(f"{name} has no weights to download; pass weights=FILE")
+    from torchvision.models import get_model_weights
+
+    with _download(name):
+        state = get_model_weights(name.removeprefix("torchvision/")).DEFAULT.get_state_dict(progress=False)
+    copy_weights(encoder, state, "default")

@@ -202,11 +202,9 @@ class P3d(Encoder):
             outputs["logits"] = self.fc(self.dropout(embedding))
         return outputs | {name: split_time(maps, num_clips) for name, maps in self.watched().items()}
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def new_classifier(self, num_classes: int) -> None:
         device = self.conv1.weight.device
         self.fc = nn.Linear(self.embedding_dim, num_classes, device=device) if num_classes else None
-        self.num_classes = num_classes
-        self.config = {**self.config, "num_classes": num_classes}
 
     def classifier_names(self) -> set[str]:
         return {"fc.weight", "fc.bias"} if self.fc is not None else set()

@@ -274,10 +274,8 @@ class Pseudo3d(Encoder):
         outputs = {k: v.reshape(clip.shape[0], -1, *v.shape[1:]).mean(1) for k, v in outputs.items()}
         return outputs | {k: split_time(v, clip.shape[0]) for k, v in self.image.watched().items()}
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def new_classifier(self, num_classes: int) -> None:
         self.image.reset_classifier(num_classes)
-        self.num_classes = num_classes
-        self.config = {**self.config, "num_classes": num_classes}
 
     def published_names(self) -> dict[str, str]:
         own = {published: f"image.{name}" for published, name in self.image.published_names().items()}

@@ -185,11 +185,9 @@ class ResNet3d(VideoEncoder):
             return {"embedding": embedding}
         return {"logits": self.fc(self.dropout(embedding)), "embedding": embedding}
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def new_classifier(self, num_classes: int) -> None:
         device = self.conv1.weight.device
         self.fc = nn.Linear(self.embedding_dim, num_classes, device=device) if num_classes else None
-        self.num_classes = num_classes
-        self.config = {**self.config, "num_classes": num_classes}
 
     def classifier_names(self) -> set[str]:
         return {"fc.weight", "fc.bias"} if self.fc is not None else set()

@@ -120,11 +120,9 @@ class HallucinatingStudent(Encoder):
             fused = self.hidden(fused)
         return {**outputs, "logits": self.classifier(fused)}
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def new_classifier(self, num_classes: int) -> None:
         device = next(self.parameters()).device
         self.classifier = nn.Linear(self.class_dim, num_classes, device=device) if num_classes else None
-        self.num_classes = num_classes
-        self.config = {**self.config, "num_classes": num_classes}
 
     def classifier_names(self) -> set[str]:
         return {"classifier.weight", "classifier.bias"} if self.classifier is not None else set()
