@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, auto_cli
 
 from stillmotion import api
+from stillmotion.memory import keep_memory
 
 COMMANDS: dict[str, Any] = {
     "demo": api.demo,
@@ -96,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 is success, 1 a run in which something failed and was listed, 2 a mistake of the user (one line says which),
     130 an interruption.
     """
+    keep_memory()
     args = _expand(sys.argv[1:] if arguments is None else arguments)
     try:
         result = auto_cli(COMMANDS, args=args, prog="stillmotion", description=api.__doc__, parser_class=_Parser)

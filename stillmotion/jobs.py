@@ -16,6 +16,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from stillmotion.memory import keep_memory
+
 
 @dataclass(frozen=True)
 class Job:
@@ -150,6 +152,7 @@ def _work(job: Job, log: Path, workers: int, pipe: multiprocessing.connection.Co
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         _share_threads(workers)
+        keep_memory()
         try:
             job.function(**job.arguments)
         except Exception as error:

@@ -1,0 +1,35 @@
+"""Memory that a step frees serves the next one."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, sys
+from stillmotion.memory import keep_memory
+if sys.argv[1] == "keep":
+    keep_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        bytearray(b"x") * 2**26  # 64 MiB, 16384 pages; below 32 MiB glibc learns to keep them
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+def _faults(mode: str, **variables: str) -> int:
+    command = [sys.executable, "-c", SCRIPT, mode]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_not_given_back() -> None:
+    left = _faults("leave")
+    if left < 4 * 4096:
+        pytest.skip("this system keeps the memory by itself (huge pages)")
+    assert _faults("keep") < left / 100
+    assert _faults("keep", MALLOC_ARENA_MAX="8") > left / 2, "the user's own setting counts"
