@@ -1,6 +1,6 @@
 """What P3D's separate convolutions cost, and which way of running them is fast.
 
-    python benchmarks/p3d.py [--threads 2] [--batch 4] [--rounds 5]
+    python benchmarks/p3d.py [--threads 2] [--batch 4] [--rounds 5] [--compile]
 
 All networks are timed in turn in one run; equal weights give equal outputs (checked). Columns of the paper's Table 1:
 parameters, MB, GMACs, clips/s; then GMAC/s, which is what the machine makes of the network, and its ratio to
@@ -16,7 +16,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from stillmotion.models import create_model
 from stillmotion.models.cost import count_cost
@@ -66,19 +65,21 @@ class Plain3d(nn.Module):
         return net.fc(x.mean((2, 3, 4)))  # type: ignore[no-any-return]
 
 
-def fused(net: P3d) -> P3d:
-    """A copy with every batch norm folded into the convolution before it, for evaluation."""
+def unfolded(net: P3d) -> P3d:
+    """A copy whose layers are looked at, so that no batch norm is folded into the convolution before it."""
     net = copy.deepcopy(net).eval()
-    net.conv1, net.bn1 = fuse_conv_bn_eval(net.conv1, net.bn1), nn.Identity()  # type: ignore[assignment]
-    for block in (m for m in net.modules() if isinstance(m, P3dBlock)):
-        for number in (1, 2, 3, 4) if block.wiring else (1, 2, 4):
-            conv, bn = getattr(block, f"conv{number}"), getattr(block, f"bn{number}")
-            setattr(block, f"conv{number}", fuse_conv_bn_eval(conv, bn))
-            setattr(block, f"bn{number}", nn.Identity())
-        if block.downsample is not None:
-            conv, bn = block.downsample[0], block.downsample[1]  # type: ignore[index]
-            block.downsample = nn.Sequential(fuse_conv_bn_eval(conv, bn), nn.Identity())
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *_: None)
     return net
+
+
+def bfloat16(encoder: Encoder) -> Callable[[Tensor], Tensor]:
+    def run(frames: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return encoder(frames)["logits"].float()
+
+    return run
 
 
 def logits_of(encoder: Encoder) -> Callable[[Tensor], Tensor]:
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="torch.compile too; takes minutes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -98,16 +100,21 @@ def main() -> None:
     others = {name: create_model(f"torchvision/{name}", num_classes=101) for name in ("r3d_18", "r2plus1d_18")}
     deep = {name: create_model(name, num_classes=101) for name in ("p3d_131", "p3d_199")}
     frame = create_model("timm/resnet50", num_classes=101)
+    if args.compile:
+        compiled = copy.deepcopy(p3d)
+        compiled.compile()
     ways: dict[str, tuple[Encoder, Callable[[Tensor], Tensor]]] = {
         "p3d_63": (p3d, logits_of(p3d)),
         "p3d_63, 3D convolutions": (p3d, Plain3d(p3d, torch.contiguous_format)),
         "p3d_63, 3D, channels last": (p3d, Plain3d(p3d, torch.channels_last_3d)),
-        "p3d_63, norms folded": (p3d, logits_of(fused(p3d))),
+        "p3d_63, norms apart": (p3d, logits_of(unfolded(p3d))),
+        "p3d_63, bfloat16": (p3d, bfloat16(p3d)),
+        **({"p3d_63, compiled": (compiled, logits_of(compiled))} if args.compile else {}),
         **{name: (net, logits_of(net)) for name, net in (deep | others).items()},
         "resnet50, one frame": (frame, logits_of(frame)),
     }
     measure(ways, args.batch, args.rounds, train=False)
-    del ways["p3d_63, norms folded"]
+    del ways["p3d_63, norms apart"], ways["p3d_63, bfloat16"]
     for name in deep:
         del ways[name]
     measure(ways, args.batch, args.rounds, train=True)
@@ -121,7 +128,7 @@ def measure(
         encoder.train(train)
         (view,) = encoder.views.values()
         inputs[name] = torch.randint(0, 256, (batch, view.num_frames, 3, *view.size), dtype=torch.uint8)
-        if not train and name.startswith("p3d_63,"):
+        if not train and name.startswith("p3d_63,") and "bfloat16" not in name:
             clip = torch.randint(0, 256, (1, 16, 3, 160, 160), dtype=torch.uint8)
             with torch.no_grad():
                 torch.testing.assert_close(run(clip), ways["p3d_63"][1](clip), atol=1e-3, rtol=1e-3)

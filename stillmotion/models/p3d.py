@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillmotion.models.encoder import Encoder
+from stillmotion.models.folding import conv_norm, forget_folded
 from stillmotion.models.temporal import TemporalConv, halve_time, split_time
 from stillmotion.view import View
 
@@ -21,6 +22,14 @@ CAFFE_BGR = (104.0, 117.0, 123.0)
 
 P3DS = {"p3d_63": (3, 4, 6, 3), "p3d_131": (3, 4, 23, 3), "p3d_199": (3, 8, 36, 3)}
 """Blocks in res2 to res5; only `p3d_199` was published."""
+
+
+class Shortcut(nn.Sequential):
+    """1x1x1 convolution and batch norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B*T, C, H, W) -> (B*T, D, H / stride, W / stride)."""
+        return conv_norm(self[0], self[1], x)  # type: ignore[arg-type]
 
 
 class P3dBlock(nn.Module):
@@ -55,19 +64,19 @@ class P3dBlock(nn.Module):
         self.downsample: nn.Module | None = None
         if stride != 1 or in_dim != 4 * dim:
             conv = nn.Conv2d(in_dim, 4 * dim, 1, stride, bias=False)
-            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(4 * dim))
+            self.downsample = Shortcut(conv, nn.BatchNorm2d(4 * dim))
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         """(B*T, C, H, W) -> (B*T, 4 * dim, H / stride, W / stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        a = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        u = F.relu(self.bn2(self.conv2(a)), inplace=True)
+        a = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
+        u = F.relu(conv_norm(self.conv2, self.bn2, a), inplace=True)
         if self.wiring:
             u = self._wire(a, u, num_frames)
-        return F.relu(self.bn4(self.conv4(u)) + shortcut, inplace=True)
+        return F.relu(conv_norm(self.conv4, self.bn4, u) + shortcut, inplace=True)
 
     def _wire(self, a: Tensor, s: Tensor, num_frames: int) -> Tensor:
-        t = self.bn3(self.conv3(a if self.wiring == "B" else s, num_frames))
+        t = conv_norm(self.conv3, self.bn3, a if self.wiring == "B" else s, num_frames)
         if self.wiring == "A":
             return F.relu(t, inplace=True)
         if self.relu_t:
@@ -180,6 +189,7 @@ class P3d(Encoder):
 
     def train(self, mode: bool = True) -> "P3d":
         super().train(mode)
+        forget_folded(self)
         if self.freeze_bn:
             for module in self._later_norms():
                 module.eval()
@@ -189,7 +199,7 @@ class P3d(Encoder):
         (clip,) = inputs
         num_clips, num_frames = clip.shape[:2]
         x = clip.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
         x, num_frames = halve_time(x, num_frames)
         padding = 1 if self.port else 0
         x = F.max_pool2d(x, 3, 2, padding, ceil_mode=not self.port)

@@ -4,6 +4,7 @@ With `channels_last` maps the steps between space and time are views, so nothing
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -53,9 +54,12 @@ def halve_time(x: Tensor, num_frames: int) -> tuple[Tensor, int]:
     if num_frames == 1:
         return x, 1
     clips = x.reshape(-1, num_frames, *x.shape[1:])
-    if num_frames % 2:
-        clips = torch.cat([clips, clips[:, -1:]], 1)
-    return torch.maximum(clips[:, ::2], clips[:, 1::2]).flatten(0, 1), (num_frames + 1) // 2
+    if x.requires_grad:  # the way back through pooling takes a tenth of that through a maximum of slices
+        halved = F.max_pool3d(clips.transpose(1, 2), (2, 1, 1), ceil_mode=True).transpose(1, 2)
+    else:  # which is faster forwards
+        padded = torch.cat([clips, clips[:, -1:]], 1) if num_frames % 2 else clips
+        halved = torch.maximum(padded[:, ::2], padded[:, 1::2])
+    return halved.flatten(0, 1), (num_frames + 1) // 2
 
 
 def split_time(x: Tensor, num_clips: int) -> Tensor:
