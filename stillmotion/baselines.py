@@ -86,7 +86,7 @@ def run_baseline(
 
 def majority(work: Work) -> BaselineResult:
     """the most frequent class of the training samples, whatever the video"""
-    targets = _targets(work.train, work.task)
+    targets = work.task.encode_all(work.train)
     counts = np.bincount(targets[targets != UNLABELLED], minlength=work.task.num_outputs)
     if not counts.sum():
         raise TableError(f"{work.train.source}: no training sample has a value in column `{work.task.target}`")
@@ -96,7 +96,7 @@ def majority(work: Work) -> BaselineResult:
         ids=[s.id for s in work.test],
         groups=[s.group for s in work.test],
         logits=np.tile(row, (len(work.test), 1)),
-        targets=_targets(work.test, work.task),
+        targets=work.task.encode_all(work.test),
         cost=cost,
     )
 
@@ -170,9 +170,9 @@ def _classify(
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
-    known = [s for s in work.train if s.id in found and work.task.encode(s) != UNLABELLED]
+    known = [s for s in work.train if s.id in found and work.task.target in s.targets]
     tested = [s for s in work.test if s.id in found]
-    y = np.array([work.task.encode(s) for s in known])
+    y = work.task.encode_all(known)
     for table, number in ((work.train, len(set(y.tolist())) - 1), (work.test, len(tested))):
         if number < 1:
             first = f"; the first that cannot be read: {next(iter(errors.values()))}" if errors else ""
@@ -194,7 +194,7 @@ def _classify(
         ids=[s.id for s in tested],
         groups=[s.group for s in tested],
         logits=decision_scores(fitted, x_test, work.task.num_outputs),
-        targets=np.array([work.task.encode(s) for s in tested], np.int64),
+        targets=work.task.encode_all(tested),
         cost={"params": (cost.get("params") or 0) + _num_params(fitted["classify"]), **_without_params(cost)},
         errors=errors,
         chosen={**chosen, "accuracy_in_folds": round(float(search.best_score_), 4)},
@@ -210,11 +210,11 @@ def _folds(y: NDArray[np.int64], groups: Sequence[str], seed: int) -> list[tuple
 
     number, repeats = (3, 1) if len(y) > LARGE else (5, 2)
     names = list(groups) if len(set(groups)) > 1 else [str(i) for i in range(len(y))]
-    number = min(number, len(set(names)))
+    number = min(number, len(set(names)), int(np.bincount(y).max()))
     folds = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes with fewer samples than folds
-        for repeat in range(repeats):
+        for repeat in range(repeats if number > 1 else 0):
             splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed + repeat)
             folds += [(a, b) for a, b in splitter.split(y, y, names) if len(b) and len(set(y[a].tolist())) > 1]
     if not folds:
@@ -240,7 +240,3 @@ def _num_params(classifier: Any) -> int:
 
 def _without_params(cost: Cost) -> Cost:
     return {name: value for name, value in cost.items() if name != "params"}
-
-
-def _targets(table: Table, task: Task) -> NDArray[np.int64]:
-    return np.array([task.encode(s) for s in table], np.int64)

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stillmotion.baseline_features import read_crop_size
-from stillmotion.baselines import BASELINES, run_baseline
+from stillmotion.baselines import BASELINES, _folds, run_baseline
 from stillmotion.config import ModelConfig
 from stillmotion.data.table import Sample, Table, TableError
 from stillmotion.flow_histogram import (
@@ -276,3 +276,11 @@ def test_mistakes_are_explained(moving: tuple[Table, Table]) -> None:
     ):
         run_baseline("crop_size", replace(train, samples=apart), test, TASK, workers=1)
     assert all(baseline.__doc__ for baseline in BASELINES.values())
+
+
+def test_few_samples_of_each_class_make_fewer_folds() -> None:
+    folds = _folds(np.array([0, 1, 0, 1, 0]), list("abcde"), 0)
+    assert len(folds) == 6, "three folds, twice over"
+    assert all(len(set(train) | set(test)) == 5 and not set(train) & set(test) for train, test in folds)
+    with pytest.raises(ValueError, match="2 training groups: each class stands in one alone; more groups are needed"):
+        _folds(np.array([0, 1]), ["a", "b"], 0)

@@ -1,16 +1,27 @@
 """The P3D recipes: the tiny one is the full one made small, and runs."""
 
+import inspect
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from stillmotion import api
 from stillmotion.__main__ import main
 from stillmotion.models.p3d import P3DS
+from stillmotion.protocols.feature_file import read_features
 from stillmotion.results import read_results
 
 FOLDER = Path(__file__).parents[1] / "configs" / "p3d"
+
+
+def commands_of(path: Path) -> list[list[str]]:
+    """Commands of the comment, with continued lines joined."""
+    comment = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    joined = "\n".join(comment).replace("\\\n", " ")
+    return [shlex.split(line)[1:] for line in joined.splitlines() if line.startswith("stillmotion ")]
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -35,6 +46,53 @@ def test_table1_says_what_the_paper_says() -> None:
     assert (optim["lr"], optim["batch_size"], optim["step_epochs"] * steps, optim["epochs"] * steps) == (
         1e-3, 128, 3000, 7500)  # fmt: skip
     assert {**tiny["optim"], "epochs": 100, "batch_size": 128} == optim
+
+
+PROTOCOLS = sorted(path for path in FOLDER.glob("table[2-6]*.yaml"))
+
+
+def test_there_is_one_for_each_table() -> None:
+    assert [path.stem[5] for path in PROTOCOLS] == ["2", "3", "4", "5", "6"]
+
+
+@pytest.mark.parametrize("path", PROTOCOLS, ids=lambda p: p.stem)
+def test_recipe_says_what_it_needs(path: Path) -> None:
+    text, settings = path.read_text(), settings_of(path.name)
+    command = api.train if "student" in settings else api.features
+    assert set(settings) <= set(inspect.signature(command).parameters)
+    for word in ("# Data needed:", "# Weights:", "# Published (", "# Hardware and time:", "# Tiny"):
+        assert word in text, word
+    if command is api.train:
+        optim = settings["optim"]
+        steps = {name: optim[name] * optim["steps_per_epoch"] for name in ("step_epochs", "epochs")}
+        assert steps == {"step_epochs": 60_000, "epochs": 150_000}
+        assert (optim["batch_size"], settings["student"]["options"]["dropout"]) == (128, 0.1)
+    else:
+        assert settings["num_clips"] == 20
+        (extract,) = [c for c in commands_of(path) if c[:2] == ["features", "--config"] and "TABLE" not in c]
+        readers = [c for c in commands_of(path) if c[0] in ("svm", "aslan")]
+        assert extract[2] == f"configs/p3d/{path.name}"
+        assert [c[1] for c in readers] == [settings["output"]], "the file that the next command reads"
+
+
+@pytest.mark.parametrize("path", PROTOCOLS, ids=lambda p: p.stem)
+def test_tiny_size_of_a_protocol_runs(
+    path: Path, tiny_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny command of the comment, word for word; then the SVM on what it wrote."""
+    monkeypatch.chdir(FOLDER.parents[1])
+    (command,) = [c for c in commands_of(path) if "TABLE" in c]
+    run = tmp_path / "run"
+    assert main([str(tiny_table) if word == "TABLE" else word.replace("RUN", str(run)) for word in command]) == 0
+    if command[0] == "train":
+        assert "top1" in read_results(run)[0]["metrics"]
+        return
+    found = read_features(run / "features.parquet")
+    wide = {"prob": 2, "embedding": 2048, "layer4:map": 2048, "layer3:map": 1024 * 2 * 2}
+    assert {tap: x.shape for tap, x in found.arrays.items()} == {
+        tap: (7, wide[tap]) for tap in settings_of(path.name)["taps"]
+    }
+    assert main(["svm", str(run / "features.parquet"), str(tiny_table), "--tap", "embedding"]) == 0
 
 
 def test_tiny_size_runs(tiny_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
