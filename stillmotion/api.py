@@ -94,10 +94,12 @@ def evaluate(
     protocol: Literal["own", "static", "clip", "video"] = "own",
     moment: str | None = None,
     num_moments: int | None = None,
+    num_crops: int | None = None,
     pooling: Literal["logits", "scores"] = "logits",
     view: dict[str, Any] = {},
     output: str | None = None,
     train_split: str = "train",
+    target: str | None = None,
     short_side: int | None = None,
     packed: str | None = None,
     workers: int = 1,
@@ -118,11 +120,14 @@ def evaluate(
             moments in equal parts (`num_moments`, 10), their logits averaged.
         moment: Which moment is seen: centre, first, last, uniform, keyframe.
         num_moments: How many.
+        num_crops: 3, 5 or 10 crops of every frame, each with its own prediction; wants a view with `resize`.
         pooling: How the moments of a video are joined: mean of their `logits`, or of their `scores` (softmax).
         view: Further settings of `View` that differ from training.
         output: Folder for results.json (and CSV, Markdown, PNG), predictions.csv, per_class.csv, the confusion matrix
             and broken.csv; the teacher's in `teacher/`. Default: print only.
         train_split: Training samples, whose mean features R2 is measured against.
+        target: Column of the class, if it is another one than in training; `labels:multilabel` if it may hold several
+            (`run|jump`): top1 and top5 are then Hit@1 and Hit@5.
         short_side: As in training unless given here.
         packed: Frame store to read from.
         workers: Loader processes.
@@ -141,10 +146,12 @@ def evaluate(
         protocol=protocol,
         moment=moment,
         num_moments=num_moments,
+        num_crops=num_crops,
         pooling=pooling,
         view=view,
         output=output,
         train_split=train_split,
+        target=target,
         short_side=short_side,
         packed=packed,
         workers=workers,
@@ -333,7 +340,8 @@ def features(
         model: Run folder, or a network by name.
         table: CSV or Parquet table, or a folder of class folders.
         output: `.parquet` or `.npz`: `id` and a row of numbers for each tap.
-        taps: `embedding`, `logits`, `prob` (their softmax), or layers by name, averaged over time and place.
+        taps: `embedding`, `logits`, `prob` (their softmax), or layers by name, averaged over time and place
+            (`LAYER:map`: all values in a row).
         num_clips: Clips of a video, spread evenly.
         level: `video` writes the mean over the clips, `clip` every clip.
         weights: Of a network by name: a file, or `default`.
@@ -398,7 +406,7 @@ def svm(
         output: Folder for results.json (and CSV, Markdown, PNG), predictions.csv, per_class.csv and the confusion
             matrix. Default: print only.
         tap: Which features of the file (default: the only ones, or `embedding`).
-        target: Column of the class.
+        target: Column of the class; `COLUMN:multilabel` if it may hold several (`run|jump`).
         train: Split that `column` trains on.
         test: Split that `column` tests.
         c: Cost of a mistake (the papers do not state it).

@@ -130,7 +130,7 @@ def _measure(
         largest = batch_sizes[-1]
         work = cost.gmacs * (3 if train else 1)  # a backward pass multiplies twice as much
         found.append(Measured(
-            name=config.name, frames=view.num_frames * view.num_moments, size=view.size, params=cost.params,
+            name=config.name, frames=view.num_frames * view.num_shown, size=view.size, params=cost.params,
             gmacs=cost.gmacs, ms=ms, gmacs_per_s=work * largest / ms[largest] * 1000, memory_mib=memory[number],
         ))  # fmt: skip
     return found

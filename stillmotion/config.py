@@ -53,7 +53,7 @@ class DataConfig:
     """How samples are read and drawn.
 
     Args:
-        target: Column of the table that holds the class.
+        target: Column of the table that holds the class; `COLUMN:multilabel` if it may hold several (`run|jump`).
         train: Split that is trained on.
         val: Split for selection and early stop; None holds out `val_fraction` of the training groups if needed.
         test: Split that is evaluated at the end; None evaluates none.

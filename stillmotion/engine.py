@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,6 @@ from stillmotion.config import OptimConfig
 from stillmotion.methods.base import Method
 from stillmotion.models.encoder import Batch
 from stillmotion.optim import Schedule, find_norms, gradient_norms, make_optimiser
-from stillmotion.tasks import UNLABELLED
 
 LOG_EVERY = 10
 KEY = "stillmotion"
@@ -141,7 +139,7 @@ class Engine(L.LightningModule):
         if not pairs:
             return
         logits, targets = torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
-        metrics = self.method.task.metrics(logits.numpy(), targets.numpy().astype(np.int64))
+        metrics = self.method.task.metrics(logits.numpy(), targets.numpy())
         loss = float(self.method.task.loss(logits, targets))
         self._val_row = {"val_loss": loss, **{f"val_{name}": value for name, value in metrics.items()}}
 
@@ -176,10 +174,11 @@ class Engine(L.LightningModule):
         self.faults |= {ids[index]: reason for index, reason in batch.get("faults", ())}
 
     def _add(self, out: Mapping[str, Tensor], targets: Tensor) -> None:
-        known = targets != UNLABELLED
+        task = self.method.task
+        known = task.labelled(targets)
         size = torch.tensor(float(len(targets)), device=targets.device)
         self.last = {k: v.detach().float() for k, v in out.items() if k == "loss" or k.endswith("_loss")}
-        right = (out["logits"].detach().argmax(-1) == targets) & known
+        right = task.right(out["logits"].detach(), targets) & known
         parts = {name: value * size for name, value in self.last.items()}
         for name, value in {**parts, "samples": size, "right": right.sum(), "labelled": known.sum()}.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value

@@ -15,10 +15,10 @@ from stillmotion.models.encoder import Encoder
 from stillmotion.models.factory import load_model
 from stillmotion.models.pretrained import is_run, read_config
 from stillmotion.predictions import write_predictions
-from stillmotion.protocols.pooling import Pooling
+from stillmotion.protocols.pooling import Pooling, hit_at_k, mean_average_precision, softmax
 from stillmotion.results import Row, write_results
 from stillmotion.run import Run
-from stillmotion.tasks import Classification, Task, task_from_dict
+from stillmotion.tasks import TASKS, Task, make_task, split_target, task_from_dict
 
 Protocol = Literal["own", "static", "clip", "video"]
 
@@ -32,12 +32,13 @@ def evaluate(
     protocol: Protocol = "own",
     moment: str | None = None,
     num_moments: int | None = None,
+    num_crops: int | None = None,
     size: int | None = None,
     pooling: Pooling = "logits",
     view: dict[str, Any] | None = None,
     output: str | Path | None = None,
     train_split: str = "train",
-    target: str = "label",
+    target: str | None = None,
     short_side: int | None = None,
     packed: str | None = None,
     workers: int = 1,
@@ -54,39 +55,42 @@ def evaluate(
         teacher: Another network (its run folder): gets a row too, and the first row tells the distance to it.
         protocol: What is seen of a video: `own` as in training; `static` one frame; `clip` one clip; `video` several
             moments in equal parts (`num_moments`, 10), their logits averaged.
-        moment, num_moments, size: Settings of the network's view that differ.
+        moment, num_moments, num_crops, size: Settings of the network's view that differ.
         pooling: How the moments are joined: see `pool_clips`.
         view: Further ones.
         output: Folder for `results.json` (and CSV, Markdown, PNG), `predictions.csv`, `per_class.csv`,
             `confusion.json` and its picture, `broken.csv`; the teacher's in `teacher/`.
         train_split: Training samples, whose mean features R2 is measured against; without such a split there is none.
-        target: Column of the class, for a network that knows no classes yet.
+        target: Column of the class, `COLUMN:multilabel` if it may hold several. None: as in the run's training, or
+            `label` for a network that knows no classes yet.
         short_side: As in `DataConfig`; None: as in the run's training.
         packed: Frame store to read from.
         workers, batch_size, device: Where and how it runs; `auto` takes an accelerator if there is one.
         root: Folder that the table's relative paths start from.
 
     Returns:
-        A row for the model, one for the teacher. Unreadable samples are counted in the metric `unreadable`.
+        A row for the model, one for the teacher, with the task's metrics and those of the video papers: `top3` (of more
+        than three classes), `mAP`, and over clips and crops alone, not joined, `clip_top1`. With several labels a
+        sample these are Hit@k. Unreadable samples are counted in the metric `unreadable`.
 
     Raises:
         ValueError: No such run, split or setting; a label that the network does not know; nothing can be read.
     """
     rows = table if isinstance(table, Table) else read_table(table, root=root)
     used = rows.select(split) if split is not None else rows
-    seen = view_settings(protocol, moment, num_moments, size, view)
+    seen = view_settings(protocol, moment, num_moments, num_crops, size, view)
     encoder, task, name = open_model(model, rows, target, seen)
-    check_labels(used, task.class_names, task.target)
+    check_labels(used, task.class_names, task.target, task.names)
     side = short_side if short_side is not None else encoder.short_side
     reading = Reading(
         batch_size=batch_size, workers=workers, device=pick_device(device), short_side=side, packed=packed
     )
-    found = [measure(Path(name).name, encoder, used, task, reading, pooling)]
+    found = [_measure(Path(name).name, encoder, used, task, reading, pooling)]
     if teacher is not None:
         other, other_task, other_name = open_model(teacher, rows, target, {})
         if other_task.class_names != task.class_names:
             raise ValueError(f"{other_name}: its classes are not those of {name}, so the two cannot be compared")
-        found.append(measure(Path(other_name).name, other, used, task, reading, pooling))
+        found.append(_measure(Path(other_name).name, other, used, task, reading, pooling))
         train = rows.select(train_split) if train_split in rows.splits else None
         reference = predict_with(other, train, task, reading) if train is not None else None
         found[0].metrics.update(distance(found[0].predictions, found[1].predictions, reference, task))
@@ -96,14 +100,14 @@ def evaluate(
 
 
 def open_model(
-    model: str | Path | ModelConfig, table: Table, target: str, view: dict[str, Any]
+    model: str | Path | ModelConfig, table: Table, target: str | None, view: dict[str, Any]
 ) -> tuple[Encoder, Task, str]:
     """A network, its task and its name.
 
     Args:
         model: Run folder, or a network by name, whose classes are then those of the table.
         table: The whole table.
-        target: Column of the class.
+        target: Column of the class; a run keeps its classes.
         view: Settings of the view that differ.
 
     Raises:
@@ -112,14 +116,39 @@ def open_model(
     config = model if isinstance(model, ModelConfig) else ModelConfig(name=str(model))
     if is_run(config.name):
         task = task_from_dict(read_config(Path(config.name))["task"])
+        if target is not None:
+            column, kind = split_target(target)
+            task = TASKS[kind](task.class_names, column)
     else:
-        task = Classification.of(table, target)
+        task = make_task(table, target or "label")
     encoder = load_model(replace(config, view={**config.view, **view}), num_classes=task.num_outputs)
     return encoder.eval(), task, config.name
 
 
+def _measure(name: str, encoder: Encoder, table: Table, task: Task, reading: Reading, pooling: Pooling) -> Measured:
+    """As `measure`, with the metrics of the video papers (METHODS 3.5)."""
+    found = measure(name, encoder, table, task, reading, pooling)
+    known = task.labelled(found.predictions.targets)
+    marks, logits = task.marks(found.predictions.targets[known]), found.predictions.logits[known]
+    if marks.any():
+        if task.num_outputs > 3:
+            found.metrics["top3"] = hit_at_k(logits, marks, 3)
+        if "mAP" not in found.metrics:  # of probabilities: logits of different samples have no common order
+            found.metrics["mAP"] = mean_average_precision(softmax(logits), marks)
+        clips = found.predictions.outputs.get("moment_logits")
+        if clips is not None and clips.shape[1] > 1:
+            each = clips[known].reshape(-1, task.num_outputs)
+            found.metrics["clip_top1"] = hit_at_k(each, marks.repeat(clips.shape[1], 0), 1)
+    return found
+
+
 def view_settings(
-    protocol: Protocol, moment: str | None, num_moments: int | None, size: int | None, view: dict[str, Any] | None
+    protocol: Protocol,
+    moment: str | None,
+    num_moments: int | None,
+    num_crops: int | None,
+    size: int | None,
+    view: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Settings of a view that a protocol and its exceptions ask for.
 
@@ -127,7 +156,7 @@ def view_settings(
         ValueError: There is no such protocol.
 
     Example:
-        >>> view_settings("video", None, 25, None, None)
+        >>> view_settings("video", None, 25, None, None, None)
         {'moment': 'uniform', 'num_moments': 25}
     """
     settings: dict[str, dict[str, Any]] = {
@@ -138,7 +167,7 @@ def view_settings(
     }
     if protocol not in settings:
         raise ValueError(f"protocol={protocol!r}: choose one of {', '.join(settings)}")
-    given = {"moment": moment, "num_moments": num_moments, "size": size}
+    given = {"moment": moment, "num_moments": num_moments, "num_crops": num_crops, "size": size}
     return {**settings[protocol], **{k: v for k, v in given.items() if v is not None}, **(view or {})}
 
 

@@ -24,7 +24,7 @@ from stillmotion.features import feature_fields, is_still, make_key, note_sizes
 from stillmotion.methods.hallucinate import feature_of
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.factory import load_model
-from stillmotion.tasks import Classification
+from stillmotion.tasks import make_task
 from stillmotion.view import View
 
 BROKEN = "broken.csv"
@@ -97,7 +97,7 @@ def extract(
         rows.select(split)  # says which splits there are
     used = rows.select(lambda sample: sample.split in splits)
     if isinstance(teacher, ModelConfig):
-        task = Classification.of(rows.select(data.train), data.target)
+        task = make_task(rows.select(data.train), data.target)
         torch.manual_seed(seed + 1)  # as `train` seeds its teacher
         teacher = load_model(teacher, num_classes=task.num_outputs, class_names=task.class_names)
     if any(view.kind == "feature" for view in teacher.views.values()):

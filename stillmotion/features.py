@@ -104,7 +104,7 @@ def weights_hash(encoder: Encoder, names: Sequence[str]) -> str:
 
 def feature_fields(teacher: Encoder) -> dict[str, tuple[int, int]]:
     """What is stored of a teacher: shape (N, D) by name."""
-    moments = {view.num_moments for view in teacher.views.values()}
+    moments = {view.num_shown for view in teacher.views.values()}
     assert len(moments) == 1, "the views of a network see the same moments"
     names = ["embedding", *(["logits"] if has_logits(teacher) else []), *teacher.taps]
     return {name: (max(moments), feature_dim(teacher, name)) for name in names}

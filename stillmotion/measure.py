@@ -21,7 +21,7 @@ from stillmotion.models.encoder import Encoder
 from stillmotion.predictions import Predictions, collect, predict_table
 from stillmotion.protocols.pooling import Pooling, pool_clips
 from stillmotion.results import Row, make_row
-from stillmotion.tasks import Task
+from stillmotion.tasks import UNLABELLED, Targets, Task
 from stillmotion.view import NO_DRAW, View
 
 Array = NDArray[np.float32]
@@ -94,7 +94,7 @@ def measure_cost(encoder: Encoder, table: Table, reading: Reading) -> dict[str, 
     Returns:
         `params`, `gmacs`, `ms_per_video`, `frames` (that are looked at; None, like the time, if none can be read).
     """
-    moments = max(view.num_moments for view in encoder.views.values())
+    moments = max(view.num_shown for view in encoder.views.values())
     counted = count_cost(encoder)
     cost: dict[str, float | None] = {"params": counted.params, "gmacs": counted.gmacs * moments}
     dataset = VideoDataset(table, None, {f"student/{n}": v for n, v in encoder.views.items()},
@@ -168,21 +168,25 @@ def _sigmoid(x: Array) -> Array:
 
 
 def explained(
-    guess: Array, target: Array, labels: NDArray[np.int64], train: Array, train_labels: NDArray[np.int64], task: Task
+    guess: Array, target: Array, labels: Targets, train: Array, train_labels: Targets, task: Task
 ) -> dict[str, float]:
     """R2 of hallucinated features, see `hallucination_r2`; every moment of a sample counts.
 
     Args:
         guess, target: (S, N, D), of the student and of the teacher.
-        labels: (S,).
+        labels: (S, ...), as the task encodes them; equal ones are a class.
         train: Of the teacher on training samples, (S', N', D).
-        train_labels: (S',).
-        task: Tells the number of classes.
+        train_labels: (S', ...).
+        task: Tells which samples have a label.
     """
     flat = [x.reshape(-1, x.shape[-1]) for x in (guess, target, train)]
-    mean, class_means = feature_means(flat[2], np.repeat(train_labels, train.shape[1]), task.num_outputs)
-    labels = np.repeat(labels, guess.shape[1])
-    return hallucination_r2(flat[0], flat[1], mean=mean, class_means=class_means, labels=labels)
+    joined = np.concatenate([labels, train_labels])
+    kinds, classes = np.unique(joined, axis=0, return_inverse=True)
+    classes = np.where(task.labelled(joined), classes.ravel(), UNLABELLED)
+    mine, theirs = classes[: len(labels)], classes[len(labels) :]
+    mean, class_means = feature_means(flat[2], np.repeat(theirs, train.shape[1]), len(kinds))
+    mine = np.repeat(mine, guess.shape[1])
+    return hallucination_r2(flat[0], flat[1], mean=mean, class_means=class_means, labels=mine)
 
 
 def learned(method: Method, train: Table, test: Table, task: Task, reading: Reading) -> dict[str, float]:

@@ -13,7 +13,7 @@ Network = Callable[[Inputs], NDArray[np.float32]]
 
 METADATA = "stillmotion"
 # The other settings of a view are part of the exported graph.
-FREE_IN_ONNX = ("moment", "num_moments", "stride", "fps", "clip", "end", "resize", "interpolation")
+FREE_IN_ONNX = ("moment", "num_moments", "stride", "fps", "clip", "end", "resize", "num_crops", "interpolation")
 
 
 def load_network(model: str, *, device: str, view: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:

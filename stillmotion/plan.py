@@ -9,6 +9,7 @@ from typing import Any
 from stillmotion.config import DataConfig, ModelConfig, OptimConfig, RowConfig, TrainerConfig
 from stillmotion.data.table import Table, TableError
 from stillmotion.tally import kind_of
+from stillmotion.tasks import Classification, split_target
 from stillmotion.trials import Fold, Trial
 
 ROW = "row:"
@@ -103,6 +104,9 @@ def _check_baselines(plan: Plan) -> None:
 
     if unknown := [n for n in plan.baselines if n not in BASELINES]:
         raise ValueError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
+    column, kind = split_target(plan.data.target)
+    if plan.baselines and kind != Classification.kind:
+        raise ValueError(f"baselines tell one class a sample, column {column!r} has several; leave baselines out")
     if "frame_linear" in plan.baselines and plan.probe is None:
         raise ValueError("the baseline frame_linear needs probe, its frozen network: name and weights")
 

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillmotion.data.table import Table
+from stillmotion.protocols.pooling import average_precisions
 from stillmotion.results import write_atomic
 from stillmotion.run import csv_text
-from stillmotion.tasks import UNLABELLED, Task
+from stillmotion.tasks import UNLABELLED, Classification, Targets, Task
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,7 @@ class Predictions:
         ids: `Sample.id`.
         groups: None where a sample has no group.
         logits: (S, num_classes).
-        targets: (S,) class indices, `UNLABELLED` without a label.
+        targets: (S,) class indices, or (S, ...) as the task encodes them.
         outputs: Further arrays of the network by name, (S, N, ...).
         errors, faults: Reason by id of samples that could not be read, or only in part.
     """
@@ -39,7 +40,7 @@ class Predictions:
     ids: list[str]
     groups: list[str | None]
     logits: NDArray[np.float32]
-    targets: NDArray[np.int64]
+    targets: Targets
     outputs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
@@ -98,7 +99,7 @@ def collect(
 
     parts: dict[str, list[NDArray[np.float32]]] = {}
     rows: list[int] = []
-    targets: list[int] = []
+    targets: list[Targets] = []
     errors: dict[str, str] = {}
     faults: dict[str, str] = {}
     for batch in loader:
@@ -113,7 +114,7 @@ def collect(
             if name in out:
                 parts.setdefault(name, []).append(out[name].float().cpu().numpy())
         rows += batch["index"].tolist()
-        targets += batch["target"].tolist()
+        targets.append(batch["target"].cpu().numpy())
     if not rows:
         name, reason = next(iter(errors.items()))
         raise ValueError(f"{table.source}: none of {len(table)} samples can be read; the first: {name}: {reason}")
@@ -123,7 +124,7 @@ def collect(
         ids=[s.id for s in samples],
         groups=[s.group for s in samples],
         logits=arrays.pop("logits"),
-        targets=np.array(targets, np.int64),
+        targets=np.concatenate(targets),
         outputs=arrays,
         errors=errors,
         faults=faults,
@@ -131,20 +132,25 @@ def collect(
 
 
 def write_predictions(folder: Path, predictions: Predictions, task: Task) -> None:
-    """Writes `predictions.csv`, `per_class.csv`, `confusion.json` and `confusion.png`.
+    """Writes `predictions.csv` and, for one class a sample, `per_class.csv`, `confusion.json` and `confusion.png`.
 
     Args:
         folder: Exists.
         predictions: Of the network.
-        task: Names the classes.
+        task: Names the classes. With several a sample, `per_class.csv` has their average precision.
     """
     names, p = task.class_names, predictions
     best = p.logits.argmax(1)
     lines = zip(p.ids, p.groups, p.targets, best, p.logits, strict=True)
-    rows = (
-        [i, g or "", names[t] if t >= 0 else "", names[b], " ".join(f"{x:.6g}" for x in v)] for i, g, t, b, v in lines
-    )
+    rows = ([i, g or "", task.text(t), names[b], " ".join(f"{x:.6g}" for x in v)] for i, g, t, b, v in lines)
     write_atomic(folder / FILE, csv_text(("id", "group", "target", "predicted", "logits"), rows))
+    if not isinstance(task, Classification):
+        known = task.labelled(p.targets)
+        marks = task.marks(p.targets[known])
+        found = zip(names, marks.sum(0), average_precisions(p.logits[known], marks), strict=True)
+        each = ([name, count, score if count else ""] for name, count, score in found)
+        write_atomic(folder / "per_class.csv", csv_text(("class", "samples", "average_precision"), each))
+        return
     matrix = confusion(best, p.targets, len(names))
     head = ("class", "samples", "correct", "accuracy", "precision", "mistaken_for")
     write_atomic(folder / "per_class.csv", csv_text(head, per_class(matrix, names)))

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from stillmotion.data.table import Sample
 from stillmotion.predictions import confusion
 from stillmotion.results import Difference, Row, make_row, paired_bootstrap
-from stillmotion.tasks import UNLABELLED, Task
+from stillmotion.tasks import Task
 
 MAIN = "top1"
-KINDS = ("top1", "top5", "mean_class")
+KINDS = ("top1", "top5", "mean_class", "mAP")
 
 Logits = NDArray[np.float32]
 ByView = dict[str, dict[str, Logits]]
@@ -75,12 +75,12 @@ class Tally:
     def __init__(
         self, entries: Sequence[Entry], samples: Sequence[Sample], task: Task, subsets: Mapping[str, Mapping[str, str]]
     ) -> None:
-        labelled = [s for s in samples if task.encode(s) != UNLABELLED]
+        labelled = [s for s in samples if task.target in s.targets]
         found = [ids for e in entries for views in e.seeds.values() for ids in views.values()]
         self.samples = [s for s in labelled if all(s.id in ids for ids in found)]
         self.unreadable = sorted({s.id for s in labelled} - {s.id for s in self.samples})
         self.entries, self.task = {e.label: e for e in entries}, task
-        self.targets = np.array([task.encode(s) for s in self.samples], np.int64)
+        self.targets = task.encode_all(self.samples)
         self.groups = [s.group for s in self.samples]
         self.masks = {name: _mask(self.samples, wanted) for name, wanted in subsets.items()}
 
@@ -92,7 +92,7 @@ class Tally:
     def correct(self, label: str, metric: str) -> NDArray[np.bool_]:
         """Where a row was right under a `top1` metric: (seeds, samples of that metric)."""
         view, mask = (MAIN, self.masks[metric]) if metric in self.masks else (metric, slice(None))
-        right: NDArray[np.bool_] = self.logits(label, view).argmax(2) == self.targets
+        right: NDArray[np.bool_] = np.stack([self.task.right(x, self.targets) for x in self.logits(label, view)])
         return right[:, mask]
 
     def rows(self) -> list[Row]:
@@ -140,12 +140,13 @@ class Tally:
         return paired_bootstrap(self.correct(row, metric), self.correct(reference, metric), groups)
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """Accuracy by class (mean over seeds), by row."""
-        names = self.task.class_names
+        """Accuracy by class (mean over seeds), by row; of samples with several classes, those that have this one."""
+        marks = self.task.marks(self.targets)
+        has = [(name, column) for name, column in zip(self.task.class_names, marks.T, strict=True) if column.any()]
         result = {}
         for label in self.entries:
             right = self.correct(label, MAIN).mean(0)
-            result[label] = {names[c]: float(right[self.targets == c].mean()) for c in np.unique(self.targets)}
+            result[label] = {name: float(right[column].mean()) for name, column in has}
         return result
 
     def confusion(self, label: str) -> NDArray[np.int64]:

@@ -28,6 +28,7 @@ from stillmotion.engine import Engine
 from stillmotion.features import open_features
 from stillmotion.loaders import VideoLoaders
 from stillmotion.measure import Reading, learned, measure
+from stillmotion.memory import keep_memory
 from stillmotion.methods import build_method
 from stillmotion.methods.base import Method
 from stillmotion.models.encoder import Encoder, to_channels_last
@@ -36,7 +37,7 @@ from stillmotion.models.pretrained import save_pretrained
 from stillmotion.predictions import write_predictions
 from stillmotion.results import make_row
 from stillmotion.run import Run, fingerprint
-from stillmotion.tasks import UNLABELLED, Classification, Task
+from stillmotion.tasks import Task, make_task
 
 
 class Interrupted(KeyboardInterrupt):
@@ -114,6 +115,7 @@ def train(
         trainer=trainer or TrainerConfig(),
         seed=seed,
     )
+    keep_memory()
     settings = job.settings(root)
     job.run.compare(settings)
     if job.run.finished:
@@ -159,19 +161,19 @@ def split(job: Job) -> tuple[Parts, Task]:
                          "leave data.val out to hold out training groups")  # fmt: skip
     used = [name for name in (data.train, data.val, data.test) if name is not None]
     leaks = [f"{table.source}: {leak}" for leak in check_leaks(table, used)]
-    for line in [*leaks, *check_classes(table, data.train, data.test, data.target)]:
-        say(f"warning: {line}")
     train_table = table.select(data.train)
-    task = Classification.of(train_table, data.target)
+    task = make_task(train_table, data.target)
+    for line in [*leaks, *check_classes(table, data.train, data.test, task.target, task.names)]:
+        say(f"warning: {line}")
     test = table.select(data.test) if data.test is not None else None
     val = table.select(data.val) if data.val is not None else None
     needed = job.trainer.select == "best" or job.trainer.early_stop or job.optim.schedule == "plateau"
     if val is not None:
-        check_labels(val, task.class_names, data.target)
+        check_labels(val, task.class_names, task.target, task.names)
     elif needed:
-        train_table, val = hold_out(train_table, data.val_fraction, job.seed, target=data.target)
+        train_table, val = hold_out(train_table, data.val_fraction, job.seed, target=task.target)
     if data.label_fraction < 1.0:
-        train_table = drop_labels(train_table, data.target, data.label_fraction, job.seed)
+        train_table = drop_labels(train_table, task.target, data.label_fraction, job.seed)
     return Parts(train_table, val, test), task
 
 
@@ -204,7 +206,7 @@ def prepare(job: Job, parts: Parts, task: Task) -> Engine:
         method.student.compile()
     train = parts.train
     if not method.learns_unlabelled:
-        train = train.select(lambda sample: task.encode(sample) != UNLABELLED)
+        train = train.select(lambda sample: task.target in sample.targets)
     loaders = VideoLoaders(train, parts.val, task, method.views(), job.data, job.optim, seed=job.seed)
     enough = math.ceil(job.optim.min_steps / loaders.steps_per_epoch)
     optim = replace(job.optim, epochs=max(job.optim.epochs, enough))

@@ -15,6 +15,7 @@ from stillmotion.config import DataConfig, ModelConfig, OptimConfig, RowConfig, 
 from stillmotion.data.split import group_folds, leave_one_group_out
 from stillmotion.data.table import Table, TableError
 from stillmotion.results import write_atomic
+from stillmotion.tasks import make_task, split_target
 
 COLUMN = "column"
 FOLD_SEED = 0
@@ -62,7 +63,7 @@ def make_folds(table: Table, splits: str, data: DataConfig) -> list[Fold]:
     fold_data = replace(data, train="train", val=None, test="test")
     inside = table.select(data.train) if table.splits else table
     if match := re.fullmatch(r"folds:(\d+)", splits):
-        pairs = list(group_folds(inside, int(match[1]), FOLD_SEED, target=data.target))
+        pairs = list(group_folds(inside, int(match[1]), FOLD_SEED, target=split_target(data.target)[0]))
         names = [f"fold{i}" for i in range(1, len(pairs) + 1)]
     elif splits == "leave-one-group-out":
         pairs = list(leave_one_group_out(inside))
@@ -213,9 +214,8 @@ def extract_features(fold: Fold, teacher: ModelConfig, folder: Path, seed: int, 
     from stillmotion.extract import extract
     from stillmotion.features import is_still
     from stillmotion.models.factory import load_model
-    from stillmotion.tasks import Classification
 
-    task = Classification.of(fold.table.select(fold.data.train), fold.data.target)
+    task = make_task(fold.table.select(fold.data.train), fold.data.target)
     torch.manual_seed(seed + 1)  # as `train` seeds its teacher
     encoder = load_model(teacher, num_classes=task.num_outputs)
     still = is_still(encoder.views, fold.data.augment) and teacher.weights != "random"
@@ -231,12 +231,11 @@ def store_of(folder: Path, seed: int) -> Path:
 def run_baseline_fold(name: str, fold: Fold, target: Path, probe: ModelConfig | None, cache: Path, seed: int) -> None:
     """Writes what a row without network training says of the test samples of a fold, its cost and what it chose."""
     from stillmotion.baselines import run_baseline
-    from stillmotion.tasks import Classification
 
     if target.exists():
         return
     train = fold.table.select(fold.data.train)
-    task = Classification.of(train, fold.data.target)
+    task = make_task(train, fold.data.target)
     found = run_baseline(
         name, train, fold.test, task, model=probe, cache=cache, seed=seed, workers=max(1, fold.data.workers)
     )

@@ -22,9 +22,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class View:
     """What one model wants to see of a sample: `num_moments` moments, `num_frames` frames at each.
 
-    The loader delivers uint8 frames (N, T, 3, H, W) at `size`; the model itself normalises them with `mean` and
-    `std` (units of 0..1). One frame is N = 1, T = 1; a 16-frame clip N = 1, T = 16; a video-level test with 25
-    frames N = 25, T = 1.
+    The loader delivers uint8 frames (N, T, 3, H, W) at `size`, N = `num_shown`; the model itself normalises them with
+    `mean` and `std` (units of 0..1). One frame is N = 1, T = 1; a 16-frame clip N = 1, T = 16; a video-level test with
+    25 frames N = 25, T = 1.
 
     Args:
         kind: `rgb`; `difference` (RGB frames whose consecutive differences the model takes: T frames give T - 1);
@@ -45,6 +45,9 @@ class View:
         resize: None applies the draw's box and flip, in one resample to `size`. Otherwise the view has its own
             geometry: resize to (height, width), or the shorter side to an int, then centre crop `size`; the draw's
             box and flip are ignored.
+        num_crops: Crops of `size` of every frame, for views with their own geometry: 1 the centre; 3 the two ends and
+            the centre of the longer side; 5 the corners and the centre; 10 these and their mirror images. Each counts
+            as a moment of its own.
         interpolation: Filter of the resample; `random` draws one for each frame (official HalluciNet code).
         gamma: Exponent on values in 0..1 before mean and std; below 1 it lifts dark videos.
         mean, std: Normalisation of the three channels in units of 0..1.
@@ -62,6 +65,7 @@ class View:
     clip: Clip = "start"
     end: End = "repeat"
     resize: tuple[int, int] | int | None = None
+    num_crops: Literal[1, 3, 5, 10] = 1
     interpolation: Interpolation = "bilinear"
     gamma: float = 1.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -75,12 +79,16 @@ class View:
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
             if get_origin(field.type) is Literal and value not in get_args(field.type):
-                raise ValueError(f"view.{field.name}={value!r}: choose one of {', '.join(get_args(field.type))}")
+                raise ValueError(
+                    f"view.{field.name}={value!r}: choose one of {', '.join(map(str, get_args(field.type)))}"
+                )
         if isinstance(self.size, int):
             object.__setattr__(self, "size", (self.size, self.size))
         for name, least in (("num_frames", 1), ("stride", 0), ("num_moments", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"view.{name}={getattr(self, name)}: must be at least {least}")
+        if self.num_crops > 1 and self.resize is None:
+            raise ValueError(f"view.num_crops={self.num_crops}: needs resize=, of which the crops are parts")
         if self.fps is not None and self.fps <= 0.0:
             raise ValueError(f"view.fps={self.fps}: must be above 0, or null for the video's own frames")
         if self.gamma <= 0.0:
@@ -89,6 +97,11 @@ class View:
             raise ValueError("view.kind='difference' needs num_frames of at least 2")
         if self.kind == "feature" and not self.source:
             raise ValueError("view.kind='feature' needs source=, the folder that `stillmotion extract` wrote")
+
+    @property
+    def num_shown(self) -> int:
+        """N of the loader's frames: moments times crops."""
+        return self.num_moments * self.num_crops
 
     @property
     def channels(self) -> int:

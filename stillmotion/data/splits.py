@@ -1,6 +1,6 @@
 """What can be wrong between the splits of a table: leaks, empty classes, unknown labels. No video is opened."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stillmotion.data.table import Sample, Table, TableError
@@ -40,13 +40,18 @@ def check_leaks(table: Table, splits: Sequence[str] = ()) -> list[Leak]:
     return [Leak(kind, name, sides) for (kind, name), sides in found.items() if len(sides) > 1]
 
 
-def check_classes(table: Table, train: str, test: str | None, target: str = "label") -> list[str]:
+Names = Callable[[Sequence[str]], Sequence[str]]
+"""From the values of a column to the classes that they name."""
+
+
+def check_classes(table: Table, train: str, test: str | None, target: str = "label", names: Names = list) -> list[str]:
     """Compares the classes of two splits.
 
     Args:
         table: With both splits.
         train, test: Names of the splits; without a test split there is nothing to compare.
         target: Column of the class.
+        names: Classes in its values.
 
     Returns:
         Warnings, one line for each class that has training samples and no test samples.
@@ -54,13 +59,13 @@ def check_classes(table: Table, train: str, test: str | None, target: str = "lab
     Raises:
         TableError: A class has test samples but none in training, or no training sample has a label.
     """
-    known = table.select(train).classes(target)
+    known = names(table.select(train).classes(target))
     if test is None:
         return []
     tested = table.select(test)
-    found = {s.targets[target] for s in tested if target in s.targets}
+    found = set(names([s.targets[target] for s in tested if target in s.targets]))
     for name in sorted(found - set(known)):
-        lines = _lines([s for s in tested if s.targets.get(target) == name])
+        lines = _lines([s for s in tested if target in s.targets and name in names([s.targets[target]])])
         raise TableError(
             f"{table.source} {lines}: class {name!r} has samples in split {test!r} and none in {train!r}; add training "
             "samples, correct the label, or remove these rows"
@@ -69,20 +74,26 @@ def check_classes(table: Table, train: str, test: str | None, target: str = "lab
             for c in known if c not in found]  # fmt: skip
 
 
-def check_labels(table: Table, known: Sequence[str], target: str = "label") -> None:
+def check_labels(table: Table, known: Sequence[str], target: str = "label", names: Names = list) -> None:
     """Refuses labels that a model does not know; samples without a label pass.
+
+    Args:
+        table: The samples.
+        known: Classes of the model.
+        target: Column of the class.
+        names: Classes in its values.
 
     Raises:
         TableError: Naming file, lines and label.
     """
-    names = set(known)
     for s in table:
-        if (value := s.targets.get(target)) is not None and value not in names:
+        value = s.targets.get(target)
+        if value is not None and (unknown := [name for name in names([value]) if name not in set(known)]):
             lines = _lines([t for t in table if t.targets.get(target) == value])
             shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
             raise TableError(
-                f"{table.source} {lines}: unknown {target} {value!r}; classes: {shown}; correct the label, or leave it "
-                "empty for an unlabelled sample"
+                f"{table.source} {lines}: unknown {target} {unknown[0]!r}; classes: {shown}; correct the label, or "
+                "leave it empty for an unlabelled sample"
             )
 
 

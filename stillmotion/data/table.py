@@ -38,7 +38,21 @@ __all__ = [
     "Table",
     "TableError",
     "read_table",
+    "split_labels",
 ]
+
+SEPARATOR = "|"
+"""Between the labels of a sample that has several."""
+
+
+def split_labels(value: str) -> list[str]:
+    """Labels in a cell of a table.
+
+    Example:
+        >>> split_labels("run|jump")
+        ['run', 'jump']
+    """
+    return [name.strip() for name in value.split(SEPARATOR) if name.strip()]
 
 
 @dataclass(frozen=True)

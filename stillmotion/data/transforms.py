@@ -27,8 +27,9 @@ def render_view(frames: Frames, view: View, draw: Draw) -> Frames:
     """Frames of a sample as one view sees them.
 
     A view without a geometry of its own gets the draw's box, resampled once (antialiased) to `view.size`, and the
-    draw's flip. A view with one (`resize`) is resized as a whole and its centre is cropped, pixel for pixel what
-    torchvision's `Resize` and `CenterCrop` give on PIL images; box and flip are then ignored.
+    draw's flip. A view with one (`resize`) is resized as a whole and its centre (or several crops) taken, pixel for
+    pixel what torchvision's `Resize`, `CenterCrop`, `FiveCrop` and `TenCrop` give on PIL images; box and flip are then
+    ignored.
 
     Args:
         frames: (N * T, H, W, 3), RGB, moment by moment.
@@ -36,7 +37,7 @@ def render_view(frames: Frames, view: View, draw: Draw) -> Frames:
         draw: Box, flip and, for `interpolation="random"`, the filters.
 
     Returns:
-        (N, T, 3, h, w), contiguous.
+        (N, T, 3, h, w), contiguous; N is moment by moment, crop by crop.
 
     Raises:
         ValueError: The view crops more than its resize leaves.
@@ -47,17 +48,18 @@ def render_view(frames: Frames, view: View, draw: Draw) -> Frames:
     names = [str(view.interpolation)] * len(frames)
     if view.interpolation == "random":
         names = random.Random(draw.filters).choices(list(FILTERS), k=len(frames))
-    result = np.empty((len(frames), 3, height, width), np.uint8)
-    for frame, name, target in zip(frames, names, result, strict=True):
+    result = np.empty((view.num_moments, view.num_crops, view.num_frames, 3, height, width), np.uint8)
+    for number, (frame, name) in enumerate(zip(frames, names, strict=True)):
         image = Image.fromarray(frame)
         if view.resize is None:
             image = image.resize((width, height), FILTERS[name], box=_pixel_box(draw, source))
+            crops = [_mirrored(image) if draw.flip else image]
         else:
-            image = _resize_and_crop(image, view, FILTERS[name])
-        pixels = np.asarray(image).transpose(2, 0, 1)
-        # For flow this is the place where the sign of u turns with the picture.
-        target[...] = pixels[:, :, ::-1] if draw.flip and view.resize is None else pixels
-    return result.reshape(view.num_moments, view.num_frames, 3, height, width)
+            crops = _resize_and_crop(image, view, FILTERS[name])
+        moment, place = divmod(number, view.num_frames)
+        for crop, target in zip(crops, result[moment, :, place], strict=True):
+            target[...] = np.asarray(crop).transpose(2, 0, 1)
+    return result.reshape(view.num_shown, view.num_frames, 3, height, width)
 
 
 def _pixel_box(draw: Draw, size: Size) -> tuple[float, float, float, float]:
@@ -67,15 +69,28 @@ def _pixel_box(draw: Draw, size: Size) -> tuple[float, float, float, float]:
     return left * columns, top * rows, right * columns, lower * rows
 
 
-def _resize_and_crop(image: Image.Image, view: View, resample: Image.Resampling) -> Image.Image:
-    """The view's own geometry, rounded as torchvision rounds."""
+def _resize_and_crop(image: Image.Image, view: View, resample: Image.Resampling) -> list[Image.Image]:
+    """The view's own geometry, rounded and ordered as torchvision does it."""
     height, width = resized_size((image.height, image.width), view.resize)
     h, w = view.size
     if h > height or w > width:
         raise ValueError(f"view.size={view.size}: the frame is only {height}x{width} after resize={view.resize}")
     image = image.resize((width, height), resample)
-    top, left = round((height - h) / 2.0), round((width - w) / 2.0)
-    return image.crop((left, top, left + w, top + h))
+    middle = (round((height - h) / 2.0), round((width - w) / 2.0))
+    ends = [(0, 0), (0, width - w), (height - h, 0), (height - h, width - w)]
+    places = [*ends, middle]
+    if view.num_crops == 1:
+        places = [middle]
+    elif view.num_crops == 3:
+        top, left = middle
+        places = [(0, left), middle, (height - h, left)] if height > width else [(top, 0), middle, (top, width - w)]
+    images = [image, _mirrored(image)] if view.num_crops == 10 else [image]
+    return [i.crop((left, top, left + w, top + h)) for i in images for top, left in places]
+
+
+def _mirrored(image: Image.Image) -> Image.Image:
+    # For flow this is the place where the sign of u turns with the picture.
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def resized_size(size: Size, resize: Size | int | None) -> Size:

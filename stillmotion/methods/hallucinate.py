@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillmotion.methods.base import Distillation, has_logits
-from stillmotion.models.encoder import Batch, Encoder, StoredFeatures
+from stillmotion.models.encoder import MAP, Batch, Encoder, StoredFeatures
 from stillmotion.models.student import Fusion, HallucinatingStudent, Tap
 from stillmotion.tasks import Task
 from stillmotion.view import View
@@ -88,7 +88,7 @@ def feature_of(outputs: Mapping[str, Tensor], target: str) -> Tensor:
     Args:
         outputs: Of `Encoder.from_batch`.
         target: `embedding`, `logits` (those of each moment), or a tap, whose positions are averaged: a map
-            (B, N, D, ...) over all axes behind D, tokens (B, N, L, D) over L.
+            (B, N, D, ...) over all axes behind D, tokens (B, N, L, D) over L. `LAYER:map` keeps all of them, in a row.
 
     Returns:
         (B, N, D).
@@ -96,6 +96,8 @@ def feature_of(outputs: Mapping[str, Tensor], target: str) -> Tensor:
     if target == "logits":
         return outputs["moment_logits"]
     feature = outputs[target]
+    if target.endswith(MAP):
+        return feature.flatten(2)
     if feature.ndim == 4:
         return feature.mean(2)
     return feature.flatten(3).mean(3) if feature.ndim > 4 else feature
@@ -169,7 +171,7 @@ class Hallucinate(Distillation):
             self._check_pair(self.student, self.encoder("teacher"))
 
     def _check_pair(self, student: Encoder, teacher: Encoder) -> None:
-        seen, shown = ({v.num_moments for v in encoder.views.values()} for encoder in (student, teacher))
+        seen, shown = ({v.num_shown for v in encoder.views.values()} for encoder in (student, teacher))
         if seen != shown:
             raise ValueError(
                 f"the student sees {max(seen)} moments of a video, the teacher {max(shown)}; they are matched one by "

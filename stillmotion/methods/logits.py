@@ -2,21 +2,25 @@
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stillmotion.methods.base import Distillation, has_logits
 from stillmotion.models.encoder import Batch, Encoder
-from stillmotion.tasks import Task
+from stillmotion.tasks import Classification, Task
 
 
-def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4.0) -> Tensor:
+def distillation_loss(
+    logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4.0, exclusive: bool = True
+) -> Tensor:
     """T^2 KL(teacher || student) of the probabilities softened by T, in float32.
 
     Args:
         logits: (B, K).
         teacher_logits: (B, K). Receives no gradient.
         temperature: T; its square keeps the gradient's size when T changes.
+        exclusive: One class of K. Otherwise each class is there or not, and their divergences are added.
 
     Returns:
         Scalar mean over the batch.
@@ -27,8 +31,11 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: fl
         >>> distillation_loss(student, teacher)  # 16 (1/4 ln(1/2) + 3/4 ln(3/2)) = 16 (3/4 ln 3 - ln 2)
         tensor(2.0930)
     """
-    soft = F.log_softmax(logits.float() / temperature, dim=-1)
-    target = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
+    soft, target = logits.float() / temperature, teacher_logits.detach().float() / temperature
+    if exclusive:
+        soft, target = F.log_softmax(soft, dim=-1), F.log_softmax(target, dim=-1)
+    else:
+        soft, target = (torch.stack([F.logsigmoid(x), F.logsigmoid(-x)], -1) for x in (soft, target))
     return F.kl_div(soft, target, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -78,7 +85,8 @@ class LogitDistillation(Distillation):
         result = {"loss": self.task_weight * task_loss, "task_loss": task_loss, "logits": out["logits"]}
         if self.weight:
             teacher_logits = self.outputs_of("teacher", batch)["logits"]
-            loss = distillation_loss(out["logits"], teacher_logits, temperature=self.temperature)
+            loss = distillation_loss(out["logits"], teacher_logits, temperature=self.temperature,
+                                     exclusive=isinstance(self.task, Classification))  # fmt: skip
             result |= {"loss": result["loss"] + self.weight * loss, "distillation_loss": loss}
         return result
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from stillmotion.tasks import Task
 
 Batch = Mapping[str, Any]
+MAP = ":map"
+"""Behind the name of a layer: its maps are a feature as they are, not averaged."""
 
 
 class Encoder(nn.Module):
@@ -118,16 +120,21 @@ class Encoder(nn.Module):
     def watch(self, net: nn.Module, taps: Sequence[str]) -> None:
         """Keeps the output of some layers of `net`, for `watched`.
 
+        Args:
+            net: The network, or the part of it whose layers are meant.
+            taps: Names of layers; `LAYER:map` for one whose maps become a feature as they are, not averaged.
+
         Raises:
             ValueError: There is no such layer.
         """
         modules = {name: module for name, module in net.named_modules() if name}
         for tap in taps:
-            if tap not in modules:
-                close = difflib.get_close_matches(tap, modules, 5, 0.3) or list(modules)[-5:]
-                raise ValueError(f"unknown tap {tap!r}; close names: {', '.join(close)}")
+            layer = tap.removesuffix(MAP)
+            if layer not in modules:
+                close = difflib.get_close_matches(layer, modules, 5, 0.3) or list(modules)[-5:]
+                raise ValueError(f"unknown tap {layer!r}; close names: {', '.join(close)}")
             # A partial of a bound method, unlike a closure, follows the module when it is copied.
-            modules[tap].register_forward_hook(partial(self._keep, tap))
+            modules[layer].register_forward_hook(partial(self._keep, tap))
         self.taps = tuple(taps)
         self._kept: dict[str, Tensor] = {}
 

@@ -81,7 +81,7 @@ def extract_features(
         table: CSV or Parquet file, folder of class folders, or a table already read.
         output: `.parquet` or `.npz`; replaced if it is there.
         taps: `embedding`, `logits`, `prob` (their softmax, clip by clip), or layers by name, whose maps are averaged
-            over time and place.
+            over time and place (`LAYER:map`: all of their values in a row).
         num_clips: Clips of a video, in the middles of as many equal parts (the paper draws 20 at random).
         level: `video` writes the mean over the clips, `clip` one row a clip.
         weights: As in `ModelConfig`.

@@ -1,6 +1,5 @@
 """From clips to videos, and how good the scores of videos are: Hit@k and average precision."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,8 +9,6 @@ Pooling = Literal["logits", "scores"]
 Floats = NDArray[np.float32]
 Marks = NDArray[np.bool_]
 
-SEPARATOR = "|"
-"""Between the labels of a sample that has several."""
 TINY = 1e-30
 
 
@@ -61,34 +58,6 @@ def l2_normalise(x: Floats) -> Floats:
     return np.asarray(x / np.where(length > 0.0, length, 1.0), np.float32)
 
 
-def encode_labels(values: Sequence[str | None], classes: Sequence[str]) -> Marks:
-    """Which classes each sample has.
-
-    Args:
-        values: Label of each sample, or several with `|` between them; None for a sample without one.
-        classes: Names in the order of the scores, K.
-
-    Returns:
-        (S, K).
-
-    Raises:
-        ValueError: A label is no class.
-
-    Example:
-        >>> encode_labels(["run|jump", None], ["jump", "run", "sit"]).tolist()
-        [[True, True, False], [False, False, False]]
-    """
-    places = {name: k for k, name in enumerate(classes)}
-    marks = np.zeros((len(values), len(classes)), np.bool_)
-    for row, value in enumerate(values):
-        for name in value.split(SEPARATOR) if value else ():
-            if name not in places:
-                known = ", ".join(list(classes)[:8]) + (", ..." if len(classes) > 8 else "")
-                raise ValueError(f"unknown label {name!r}; classes: {known}; correct the label")
-            marks[row, places[name]] = True
-    return marks
-
-
 def hit_at_k(scores: Floats, marks: Marks, k: int) -> float:
     """Share of the labelled samples with any of their labels among the k best scores (Karpathy et al. 2014).
 
@@ -112,25 +81,6 @@ def hit_at_k(scores: Floats, marks: Marks, k: int) -> float:
         raise ValueError("no sample has a label")
     best = np.argsort(-scores[known], axis=1, kind="stable")[:, :k]
     return float(np.take_along_axis(marks[known], best, axis=1).any(1).mean())
-
-
-def sports_hits(logits: Floats, marks: Marks) -> dict[str, float]:
-    """Hit@1 of clips, Hit@1 and Hit@5 of videos, whose scores are the mean of their clips' (METHODS 3.5, Sports-1M).
-
-    Args:
-        logits: Of the clips, (S, N, K).
-        marks: True labels of the videos, (S, K).
-
-    Returns:
-        `clip_hit@1`, `video_hit@1`, `video_hit@5`.
-    """
-    videos = pool_clips(logits, "scores")
-    clips = logits.reshape(-1, logits.shape[-1])
-    return {
-        "clip_hit@1": hit_at_k(clips, np.repeat(marks, logits.shape[1], axis=0), 1),
-        "video_hit@1": hit_at_k(videos, marks, 1),
-        "video_hit@5": hit_at_k(videos, marks, 5),
-    }
 
 
 def average_precisions(scores: Floats, marks: Marks, *, interpolated: bool = False) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ from stillmotion.results import (
 )
 from stillmotion.run import Run
 from stillmotion.tally import MAIN, Entry, Tally, load_views
-from stillmotion.tasks import Classification
+from stillmotion.tasks import Classification, make_task
 from stillmotion.trials import Trial, label_of
 
 COSTS_FILE = "costs.json"
@@ -124,7 +124,7 @@ def write_comparison(plan: Plan, found: Found, failed: Mapping[str, str]) -> lis
         entry.cost = entry.cost or known.get(entry.label, {})
     samples = [s for fold in plan.folds for s in fold.test]
     train = plan.folds[0].table.select(plan.folds[0].data.train)
-    tally = Tally(found.entries, samples, Classification.of(train, plan.data.target), plan.subsets)
+    tally = Tally(found.entries, samples, make_task(train, plan.data.target), plan.subsets)
     rows, differences, classes = tally.rows(), tally.differences(_pairs(plan, found)), tally.per_class()
     extra = {
         "classes": list(tally.task.class_names),
@@ -266,6 +266,8 @@ def _pictures(plan: Plan, tally: Tally, rows: Sequence[Row]) -> str:
         }
         plot_series(lines, plan.output / "labels.png", xlabel="share of labels (%)", ylabel="top1 (%)")
         shown.append("![labels](labels.png)")
+    if not isinstance(tally.task, Classification):
+        return "## Pictures\n\n" + "\n".join(shown)
     for label in tally.entries:
         matrix, names = tally.confusion(label), list(tally.task.class_names)
         plot_confusion(matrix, names, plan.output / "confusion" / f"{label}.png", title=label)

@@ -22,7 +22,7 @@ from stillmotion.view import NO_DRAW
 from tests.conftest import MakeVideo
 
 HERE: dict[str, Any] = {"workers": 0, "device": "cpu", "batch_size": 2}
-TAPS = ["prob", "embedding", "layer3"]
+TAPS = ["prob", "embedding", "layer3", "layer2:map"]
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def run(tmp_path: Path) -> Path:
 def live(run: Path, table: Table, row: int, moments: int) -> dict[str, np.ndarray]:
     """The slow way: one video alone, clip by clip."""
     view = {"moment": "uniform", "num_moments": moments}
-    net: Encoder = create_model(str(run), num_classes=2, taps=["layer3"], view=view).eval()
+    net: Encoder = create_model(str(run), num_classes=2, taps=["layer3", "layer2:map"], view=view).eval()
     clips = torch.from_numpy(show(Videos(), table[row], {"clip": net.views["clip"]}, NO_DRAW)["clip"])
     with torch.no_grad():
         outputs = [net(clip[None]) for clip in clips]
@@ -53,6 +53,7 @@ def live(run: Path, table: Table, row: int, moments: int) -> dict[str, np.ndarra
         "prob": torch.cat([o["logits"].softmax(1) for o in outputs]),
         "embedding": torch.cat([o["embedding"] for o in outputs]),
         "layer3": torch.cat([o["layer3"].mean((2, 3, 4)) for o in outputs]),
+        "layer2:map": torch.cat([o["layer2:map"].flatten(1) for o in outputs]),
     }
     return {name: values.numpy() for name, values in rows.items()}
 
