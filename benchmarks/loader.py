@@ -28,6 +28,7 @@ from stillmotion.data.dataset import VideoDataset
 from stillmotion.data.loader import EpochBatches, make_loader
 from stillmotion.data.pack import pack
 from stillmotion.data.table import Sample, Table, read_table
+from stillmotion.memory import keep_memory
 from stillmotion.view import Augment, View
 
 Stream = Iterator[dict[str, Any]]
@@ -99,6 +100,7 @@ def main() -> None:
     for name, value in {"size": 112, "batch": 32, "workers": 1, "rounds": 5, "steps": 12}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
+    keep_memory()  # as every command does
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         table = read_table(args.data / "arid6" / "labels.csv") if args.data else made_clips(folder)

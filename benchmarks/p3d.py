@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillmotion.memory import keep_memory
 from stillmotion.models import create_model
 from stillmotion.models.cost import count_cost
 from stillmotion.models.encoder import Encoder, prepare
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="torch.compile too; takes minutes")
     args = parser.parse_args()
+    keep_memory()  # as every command does
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     p3d = create_model("p3d_63", num_classes=101)

@@ -29,6 +29,7 @@ from stillmotion.callbacks import make_trainer, quiet_lightning
 from stillmotion.config import MethodConfig, OptimConfig, TrainerConfig
 from stillmotion.data.store import FeatureStore
 from stillmotion.engine import Engine
+from stillmotion.memory import keep_memory
 from stillmotion.methods import build_method
 from stillmotion.models.encoder import Batch, Encoder, StoredFeatures
 from stillmotion.models.factory import create_model
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--skip-live", action="store_true", help="the live teacher takes minutes a round on a CPU")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    keep_memory()  # as every command does
     teacher = create_model(arguments.teacher, num_classes=101)
     grid = Grid(
         "student", "plain ms", "cached / plain", "live / plain", title=f"throughput over plain, {arguments.device}"

@@ -140,8 +140,7 @@ def _runner(encoder: Encoder, batch_size: int, *, train: bool, device: str) -> C
     inputs: list[Tensor] = []
     for view in encoder.views.values():
         shape = (batch_size, view.num_frames, view.channels, *view.size)
-        frames = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-        inputs.append(frames.float() / 255 if view.kind == "flow" else frames)
+        inputs.append(torch.randint(0, 256, shape, dtype=torch.uint8, device=device))
 
     def run() -> None:
         with torch.set_grad_enabled(train):

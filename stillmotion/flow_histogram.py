@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillmotion.data.decode import decode_frames, probe
+from stillmotion.data.flow import grey_frames
 from stillmotion.data.table import Sample
 
 RATE = 15.0
@@ -68,7 +69,7 @@ def flow_histogram(frames: NDArray[np.uint8], pairs: NDArray[np.int64], seconds:
         (SEGMENTS, GRID, GRID, len(SPEEDS), DIRECTIONS). Direction 0 is to the right, 2 down, 4 to the left, 6 up.
     """
     height, width = frames.shape[1:3]
-    grey = _stretched(frames)
+    grey = grey_frames(frames, stretch=True)
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     scale = 1.0 / (seconds * min(height, width))
     cells = (np.arange(height) * GRID // height)[:, None] * GRID + np.arange(width) * GRID // width
@@ -84,14 +85,6 @@ def flow_histogram(frames: NDArray[np.uint8], pairs: NDArray[np.int64], seconds:
     shares = np.stack(counts).reshape(-1, GRID, GRID, len(SPEEDS), DIRECTIONS) / areas
     bounds = [(k * len(pairs) // SEGMENTS, (k + 1) * len(pairs) // SEGMENTS) for k in range(SEGMENTS)]
     return np.stack([shares[a : max(a + 1, b)].mean(0) for a, b in bounds]).astype(np.float32)
-
-
-def _stretched(frames: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Grey and slightly blurred, stretched over the whole range: dark videos show their motion too."""
-    grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
-    low, high = np.percentile(grey[:: max(1, len(grey) // 8)], [1, 99])
-    table = np.clip((np.arange(256) - low) * (255.0 / max(high - low, 1.0)), 0, 255).astype(np.uint8)
-    return [cv2.GaussianBlur(frame, (0, 0), 1.0) for frame in table[grey]]
 
 
 def pool_histogram(rows: Floats, segments: int = 1, speeds: str = "both") -> Floats:

@@ -4,6 +4,7 @@ The ground floor: plain data, no imports from the package and none but the stand
 """
 
 import random
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args, get_origin
 
@@ -19,6 +20,32 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Optical flow as a view sees it.
+
+    Args:
+        method: dis, tvl1, farneback.
+        step: Frames of the video between the two frames of a flow field.
+        bound: Pixels of the view (after its resample) beyond which motion is cut off; the network sees motion in units
+            of it, -1 to 1. 20 is that of the papers, whose pictures are 256 pixels high; small views need less.
+        stretch: Stretch dark videos over the whole range of grey before.
+    """
+
+    method: Literal["dis", "tvl1", "farneback"] = "dis"
+    step: int = 1
+    bound: float = 20.0
+    stretch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in ("dis", "tvl1", "farneback"):
+            raise ValueError(f"view.flow.method={self.method!r}: choose one of dis, tvl1, farneback")
+        if self.step < 1:
+            raise ValueError(f"view.flow.step={self.step}: must be at least 1")
+        if self.bound <= 0.0:
+            raise ValueError(f"view.flow.bound={self.bound}: must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class View:
     """What one model wants to see of a sample: `num_moments` moments, `num_frames` frames at each.
 
@@ -28,7 +55,8 @@ class View:
 
     Args:
         kind: `rgb`; `difference` (RGB frames whose consecutive differences the model takes: T frames give T - 1);
-            `flow`; `feature` (a row that was stored before, named by `source`).
+            `flow` (T fields of optical flow, computed while reading; two channels, u and v); `feature` (a row that was
+            stored before, named by `source`).
         size: Height and width in pixels.
         num_frames: T, frames at each moment.
         stride: Distance in frames between two frames of a clip; 0 repeats the moment's frame (a clip without motion).
@@ -49,8 +77,10 @@ class View:
             the centre of the longer side; 5 the corners and the centre; 10 these and their mirror images. Each counts
             as a moment of its own.
         interpolation: Filter of the resample; `random` draws one for each frame (official HalluciNet code).
-        gamma: Exponent on values in 0..1 before mean and std; below 1 it lifts dark videos.
-        mean, std: Normalisation of the three channels in units of 0..1.
+        gamma: Exponent on values in 0..1 before mean and std; below 1 it lifts dark videos. Not for flow.
+        mean, std: Normalisation of the three channels in units of 0..1; of the first two for flow, in units of its
+            bound, where ImageNet's (the default) means 0 and 1.
+        flow: For `flow`: how it is computed.
         source: For `feature`: the folder of the feature store.
         field: For `feature`: which stored array, `embedding` or `logits`.
     """
@@ -70,6 +100,7 @@ class View:
     gamma: float = 1.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    flow: FlowConfig = FlowConfig()
     source: str | None = None
     field: str = "embedding"
 
@@ -82,6 +113,14 @@ class View:
                 raise ValueError(
                     f"view.{field.name}={value!r}: choose one of {', '.join(map(str, get_args(field.type)))}"
                 )
+        if isinstance(self.flow, Mapping):
+            known = {field.name for field in fields(FlowConfig)}
+            if unknown := sorted(set(self.flow) - known):
+                raise ValueError(f"unknown view setting flow.{unknown[0]}; known: {', '.join(sorted(known))}")
+            object.__setattr__(self, "flow", FlowConfig(**self.flow))
+        if self.kind == "flow" and (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD):
+            object.__setattr__(self, "mean", (0.0, 0.0, 0.0))
+            object.__setattr__(self, "std", (1.0, 1.0, 1.0))
         if isinstance(self.size, int):
             object.__setattr__(self, "size", (self.size, self.size))
         for name, least in (("num_frames", 1), ("stride", 0), ("num_moments", 1)):

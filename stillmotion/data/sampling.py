@@ -25,7 +25,8 @@ def frame_indices(
         keyframes: Keyframes of the video relative to the sample's first frame; those outside of it are passed over.
 
     Returns:
-        Indices (N, T) in [0, n), relative to the sample's first frame.
+        Indices (N, T) in [0, n), relative to the sample's first frame; for flow (N, 2T), pair by pair. The last field
+        stands for those that would need frames beyond the end; a single frame is paired with itself.
 
     Raises:
         ValueError: The view has a rate and the video has none.
@@ -34,13 +35,20 @@ def frame_indices(
         >>> from stillmotion.view import NO_DRAW
         >>> frame_indices(View(num_frames=4), 10, None, NO_DRAW)
         array([[5, 6, 7, 8]])
+        >>> frame_indices(View(kind="flow", num_frames=4), 8, None, NO_DRAW)
+        array([[4, 5, 5, 6, 6, 7, 6, 7]])
     """
     assert num_frames >= 1
     points = _moments(view, num_frames, draw, keyframes)
     step = _step(view, fps)
     before = {"start": 0, "middle": view.num_frames // 2, "end": view.num_frames - 1}[view.clip]
     offsets = _rounded(np.arange(-before, view.num_frames - before), step)
-    return _inside(points[:, None] + offsets, view, num_frames, step)
+    clips = _inside(points[:, None] + offsets, view, num_frames, step)
+    if view.kind != "flow":
+        return clips
+    first = np.maximum(np.minimum(clips, num_frames - 1 - view.flow.step), 0)
+    second = np.minimum(first + view.flow.step, num_frames - 1)
+    return np.stack([first, second], 2).reshape(len(clips), -1)
 
 
 def _moments(view: View, n: int, draw: Draw, keyframes: Sequence[int]) -> NDArray[np.int64]:

@@ -1,15 +1,18 @@
 """From decoded frames to what a view sees: box, flip and size in one resample.
 
-Pillow and NumPy only. Training, evaluation and prediction call the same function, so that a student sees in use what
-it saw in training.
+Pillow, NumPy and (for flow) OpenCV only. Training, evaluation and prediction call the same function, so that a student
+sees in use what it saw in training.
 """
 
 import random
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stillmotion.data.flow import flow_of_pairs, to_bytes
 from stillmotion.view import Draw, View
 
 Frames = NDArray[np.uint8]
@@ -32,64 +35,103 @@ def render_view(frames: Frames, view: View, draw: Draw) -> Frames:
     ignored.
 
     Args:
-        frames: (N * T, H, W, 3), RGB, moment by moment.
+        frames: (N * T, H, W, 3), RGB, moment by moment; for flow (N * 2T, H, W, 3), pair by pair.
         view: What is asked for.
         draw: Box, flip and, for `interpolation="random"`, the filters.
 
     Returns:
-        (N, T, 3, h, w), contiguous; N is moment by moment, crop by crop.
+        (N, T, C, h, w), contiguous; N is moment by moment, crop by crop. C is 3, and 2 for flow.
 
     Raises:
         ValueError: The view crops more than its resize leaves.
     """
+    if view.kind == "flow":
+        return _render_flow(frames, view, draw)
     assert view.kind in ("rgb", "difference")
     assert len(frames) == view.num_moments * view.num_frames
-    (height, width), source = view.size, frames.shape[1:3]
     names = [str(view.interpolation)] * len(frames)
     if view.interpolation == "random":
         names = random.Random(draw.filters).choices(list(FILTERS), k=len(frames))
-    result = np.empty((view.num_moments, view.num_crops, view.num_frames, 3, height, width), np.uint8)
+    result = np.empty((view.num_moments, view.num_crops, view.num_frames, 3, *view.size), np.uint8)
     for number, (frame, name) in enumerate(zip(frames, names, strict=True)):
-        image = Image.fromarray(frame)
-        if view.resize is None:
-            image = image.resize((width, height), FILTERS[name], box=_pixel_box(draw, source))
-            crops = [_mirrored(image) if draw.flip else image]
-        else:
-            crops = _resize_and_crop(image, view, FILTERS[name])
         moment, place = divmod(number, view.num_frames)
-        for crop, target in zip(crops, result[moment, :, place], strict=True):
+        for crop, target in zip(_shown(frame, view, draw, name).crops, result[moment, :, place], strict=True):
             target[...] = np.asarray(crop).transpose(2, 0, 1)
-    return result.reshape(view.num_shown, view.num_frames, 3, height, width)
+    return result.reshape(view.num_shown, view.num_frames, 3, *view.size)
 
 
-def _pixel_box(draw: Draw, size: Size) -> tuple[float, float, float, float]:
+def _render_flow(frames: Frames, view: View, draw: Draw) -> Frames:
+    """Flow between the frames of each pair, in pixels of the view, as bytes (N, T, 2, h, w).
+
+    The vectors turn with the picture: they are stretched as it is, and a mirror image moves the other way.
+    """
+    assert len(frames) == 2 * view.num_moments * view.num_frames
+    name = str(view.interpolation) if view.interpolation != "random" else "bilinear"
+    result = np.empty((view.num_moments, view.num_crops, view.num_frames, 2, *view.size), np.uint8)
+    for number, vectors in enumerate(flow_of_pairs(frames, view.flow)):
+        moment, place = divmod(number, view.num_frames)
+        u, v = (_shown(np.ascontiguousarray(vectors[..., k]), view, draw, name) for k in range(2))
+        for crop, (x, y) in enumerate(zip(u.crops, v.crops, strict=True)):
+            sign = -1.0 if u.mirrored[crop] else 1.0
+            result[moment, crop, place, 0] = to_bytes(np.asarray(x) * np.float32(sign * u.scale[1]), view.flow.bound)
+            result[moment, crop, place, 1] = to_bytes(np.asarray(y) * np.float32(u.scale[0]), view.flow.bound)
+    return result.reshape(view.num_shown, view.num_frames, 2, *view.size)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a view sees of a picture.
+
+    Args:
+        crops: Pictures of the view's size.
+        mirrored: Which of them are mirror images.
+        scale: By how much the picture was stretched, down and across.
+    """
+
+    crops: list[Image.Image]
+    mirrored: list[bool]
+    scale: tuple[float, float]
+
+
+def _shown(picture: NDArray[Any], view: View, draw: Draw, name: str) -> _Shown:
+    """Applies the geometry of a view and draw to RGB (H, W, 3) uint8, or to one channel (H, W) of floats."""
+    image, (height, width) = Image.fromarray(picture), view.size
+    if view.resize is None:
+        left, upper, right, lower = _pixel_box(draw, picture.shape[:2])
+        image = image.resize((width, height), FILTERS[name], box=(left, upper, right, lower))
+        scale = (height / (lower - upper), width / (right - left))
+        return _Shown([_mirror(image) if draw.flip else image], [draw.flip], scale)
+    crops, size = _resize_and_crop(image, view, FILTERS[name])
+    mirrored = [view.num_crops == 10 and number >= 5 for number in range(len(crops))]
+    return _Shown(crops, mirrored, (size[0] / picture.shape[0], size[1] / picture.shape[1]))
+
+
+def _pixel_box(draw: Draw, size: tuple[int, ...]) -> tuple[float, float, float, float]:
     """Left, upper, right, lower of the draw's box in pixels, as Pillow wants it."""
     (top, left, height, width), (rows, columns) = draw.box, size
     right, lower = min(1.0, left + width), min(1.0, top + height)
     return left * columns, top * rows, right * columns, lower * rows
 
 
-def _resize_and_crop(image: Image.Image, view: View, resample: Image.Resampling) -> list[Image.Image]:
-    """The view's own geometry, rounded and ordered as torchvision does it."""
+def _resize_and_crop(image: Image.Image, view: View, resample: Image.Resampling) -> tuple[list[Image.Image], Size]:
+    """The view's own geometry, rounded and ordered as torchvision does it; also the size that it was resized to."""
     height, width = resized_size((image.height, image.width), view.resize)
     h, w = view.size
     if h > height or w > width:
         raise ValueError(f"view.size={view.size}: the frame is only {height}x{width} after resize={view.resize}")
     image = image.resize((width, height), resample)
     middle = (round((height - h) / 2.0), round((width - w) / 2.0))
-    ends = [(0, 0), (0, width - w), (height - h, 0), (height - h, width - w)]
-    places = [*ends, middle]
+    places = [(0, 0), (0, width - w), (height - h, 0), (height - h, width - w), middle]
     if view.num_crops == 1:
         places = [middle]
     elif view.num_crops == 3:
         top, left = middle
         places = [(0, left), middle, (height - h, left)] if height > width else [(top, 0), middle, (top, width - w)]
-    images = [image, _mirrored(image)] if view.num_crops == 10 else [image]
-    return [i.crop((left, top, left + w, top + h)) for i in images for top, left in places]
+    images = [image, _mirror(image)] if view.num_crops == 10 else [image]
+    return [i.crop((left, top, left + w, top + h)) for i in images for top, left in places], (height, width)
 
 
-def _mirrored(image: Image.Image) -> Image.Image:
-    # For flow this is the place where the sign of u turns with the picture.
+def _mirror(image: Image.Image) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 

@@ -9,6 +9,7 @@ from stillmotion.config import MethodConfig
 from stillmotion.methods.base import Method
 from stillmotion.methods.hallucinate import Hallucinate
 from stillmotion.methods.logits import LogitDistillation
+from stillmotion.methods.mimic import D3d, InternalRelation, Mars, Mers
 from stillmotion.methods.supervised import Supervised
 from stillmotion.models.encoder import Encoder
 from stillmotion.tasks import Task
@@ -17,6 +18,10 @@ METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "hallucinate": Hallucinate,
     "logits": LogitDistillation,
+    "mars": Mars,
+    "mers": Mers,
+    "d3d": D3d,
+    "relation": InternalRelation,
 }
 
 
@@ -83,7 +88,7 @@ def _check_value(name: str, value: Any, kind: Any) -> None:
     """Refuses a value that its annotation (literals, plain types, unions of them) does not allow."""
     choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     literals = [v for c in choices if get_origin(c) is Literal for v in get_args(c)]
-    types = tuple(c for c in choices if isinstance(c, type))
+    types = tuple(t for c in choices if isinstance(t := get_origin(c) or c, type))
     if float in types:
         types += (int,)
     if value in literals or (isinstance(value, types) and (bool in types or not isinstance(value, bool))):

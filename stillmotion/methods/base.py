@@ -20,6 +20,20 @@ def has_logits(encoder: Encoder) -> bool:
     return encoder.num_classes > 0 and not left_out
 
 
+def check_moments(student: Encoder, teacher: Encoder) -> None:
+    """Refuses a pair whose moments cannot be matched one by one.
+
+    Raises:
+        ValueError: They see different numbers of moments.
+    """
+    seen, shown = ({v.num_shown for v in encoder.views.values()} for encoder in (student, teacher))
+    if seen != shown:
+        raise ValueError(
+            f"the student sees {max(seen)} moments of a video, the teacher {max(shown)}; they are matched one by "
+            f"one: set teacher.view.num_moments={max(seen)}"
+        )
+
+
 class Method(nn.Module):
     """A way to train a student. Subclasses write `forward` and name their roles.
 
@@ -121,6 +135,7 @@ class Distillation(Method):
         task: The student's own loss.
         weight: Of the distillation loss.
         task_weight: Of the task loss.
+        idle: Whether nothing asks for the teacher; by default if `weight` is 0.
 
     Raises:
         ValueError: A negative weight.
@@ -129,10 +144,18 @@ class Distillation(Method):
     roles: tuple[str, ...] = ("student", "teacher")
     frozen: tuple[str, ...] = ("teacher",)
 
-    def __init__(self, encoders: Mapping[str, Encoder], task: Task, *, weight: float, task_weight: float) -> None:
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        task: Task,
+        *,
+        weight: float,
+        task_weight: float,
+        idle: bool | None = None,
+    ) -> None:
         if weight < 0.0 or task_weight < 0.0:
             raise ValueError(f"weight={weight}, task_weight={task_weight}: must not be negative")
-        if weight == 0.0:
+        if weight == 0.0 if idle is None else idle:
             self.roles, self.frozen = ("student",), ()
             encoders = {"student": encoders["student"]}
         super().__init__(encoders, task)

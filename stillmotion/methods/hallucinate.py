@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillmotion.methods.base import Distillation, has_logits
+from stillmotion.methods.base import Distillation, check_moments, has_logits
 from stillmotion.models.encoder import MAP, Batch, Encoder, StoredFeatures
 from stillmotion.models.student import Fusion, HallucinatingStudent, Tap
 from stillmotion.tasks import Task
@@ -123,7 +123,10 @@ def feature_dim(teacher: Encoder, target: str) -> int:
         )
     views = {f"teacher/{name}": view for name, view in teacher.views.items()}
     device = next(teacher.parameters()).device
-    batch = {n: torch.zeros(1, 1, v.num_frames, 3, *v.size, dtype=torch.uint8, device=device) for n, v in views.items()}
+    batch = {
+        n: torch.zeros(1, 1, v.num_frames, v.channels, *v.size, dtype=torch.uint8, device=device)
+        for n, v in views.items()
+    }
     was_training = teacher.training
     with torch.no_grad():
         outputs = teacher.eval().from_batch(batch, "teacher")
@@ -171,12 +174,7 @@ class Hallucinate(Distillation):
             self._check_pair(self.student, self.encoder("teacher"))
 
     def _check_pair(self, student: Encoder, teacher: Encoder) -> None:
-        seen, shown = ({v.num_shown for v in encoder.views.values()} for encoder in (student, teacher))
-        if seen != shown:
-            raise ValueError(
-                f"the student sees {max(seen)} moments of a video, the teacher {max(shown)}; they are matched one by "
-                f"one: set teacher.view.num_moments={max(seen)}"
-            )
+        check_moments(student, teacher)
         if not isinstance(student, HallucinatingStudent):
             raise ValueError("hallucinate needs a student with a hallucination branch (create_model('hallucinating'))")
         width = feature_dim(teacher, self.target)

@@ -15,6 +15,8 @@ from stillmotion.view import View
 class ImageEncoder(Encoder):
     """A 2D network: sees the frames of a clip one by one; all its outputs are means over the frames.
 
+    Of a flow clip it sees all fields at once, as 2T channels (u, v, u, v, ...).
+
     Subclasses write `forward_net`.
     """
 
@@ -24,6 +26,9 @@ class ImageEncoder(Encoder):
 
     def forward_views(self, *inputs: Tensor) -> dict[str, Tensor]:
         (frames,) = inputs
+        (view,) = self.views.values()
+        if view.kind == "flow":
+            frames = frames.flatten(1, 2)[:, None]
         num_frames = frames.shape[1]
         outputs = self.forward_net(frames.flatten(0, 1)) | self.watched()
         if num_frames == 1:
@@ -41,6 +46,25 @@ class VideoEncoder(Encoder):
     def forward_views(self, *inputs: Tensor) -> dict[str, Tensor]:
         (clip,) = inputs
         return self.forward_net(clip.transpose(1, 2)) | self.watched()
+
+
+def take_flow(encoder: Encoder, view: View) -> None:
+    """Gives a network that was built for colours the input channels of a flow view; others stay as they are.
+
+    Each channel of its first convolution becomes the mean over the three colours (Wang et al., arXiv:1507.02159).
+    """
+    stem = next(m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
+    channels = view.channels * (view.num_frames if isinstance(encoder, ImageEncoder) else 1)
+    if stem.in_channels != channels:
+        assert stem.in_channels == 3, f"the first convolution takes {stem.in_channels} channels"
+        stem.weight = nn.Parameter(mean_over_colours(stem.weight.detach(), channels))
+        stem.in_channels = channels
+
+
+def mean_over_colours(weight: Tensor, channels: int) -> Tensor:
+    """(D, 3, ...) -> (D, channels, ...)."""
+    shape = (weight.shape[0], channels, *weight.shape[2:])
+    return weight.mean(1, keepdim=True).expand(shape).clone()
 
 
 class TimmEncoder(ImageEncoder):

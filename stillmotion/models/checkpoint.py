@@ -182,6 +182,10 @@ def copy_weights(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> 
             left_out[name] = "found twice"
         elif _shape(tensor) == _shape(own[target]):
             fitting[target] = tensor.reshape(own[target].shape)
+        elif _of_colours(tensor, own[target]) and any(view.kind == "flow" for view in encoder.views.values()):
+            # As `take_flow` does it with the network's own first convolution.
+            mean = tensor.reshape(len(tensor), 3, *own[target].shape[2:]).mean(1, keepdim=True)
+            fitting[target] = mean.expand(own[target].shape)
         elif target in of_classes and tensor.shape[1:] == own[target].shape[1:]:
             left_out[name] = f"classifier of {tensor.shape[0]} classes, here {own[target].shape[0]}"
             dropped[target] = left_out[name]
@@ -211,6 +215,13 @@ def copy_weights(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> 
     if report.left_out or report.missing:
         log.warning("%s", report.summary())
     return report
+
+
+def _of_colours(given: Tensor, own: Tensor) -> bool:
+    """Whether a convolution sees three colours where the network's sees something else."""
+    if min(given.ndim, own.ndim) < 4 or given.shape[1] != 3 or own.shape[1] == 3 or len(given) != len(own):
+        return False
+    return _shape(given[:, 0]) == _shape(own[:, 0])
 
 
 def _shape(tensor: Tensor) -> list[int]:

@@ -36,11 +36,7 @@ def count_cost(encoder: Encoder) -> Cost:
         return Cost(0, 0.0)
     shapes = {name: tensor.to("meta") for name, tensor in (*encoder.named_parameters(), *encoder.named_buffers())}
     views = encoder.views.values()
-    inputs = [
-        torch.zeros(1, v.num_frames, v.channels, *v.size, device="meta",
-                    dtype=torch.float32 if v.kind == "flow" else torch.uint8)
-        for v in views
-    ]  # fmt: skip
+    inputs = [torch.zeros(1, v.num_frames, v.channels, *v.size, device="meta", dtype=torch.uint8) for v in views]
     modes = [(module, module.training) for module in encoder.modules()]  # a frozen part may be in eval() alone
     encoder.eval()
     try:

@@ -183,6 +183,8 @@ def to_channels_last(module: nn.Module) -> None:
 def prepare(x: Tensor, view: View) -> Tensor:
     """Normalises uint8 frames as the view says, and takes differences if it asks for them.
 
+    Bytes of flow (`stillmotion.data.flow.to_bytes`) become motion in units of the view's bound first.
+
     Args:
         x: (B, T, C, H, W) uint8, C = 3 or, for flow, 2; or anything floating, which passes unchanged.
         view: With mean and std in units of 0..1.
@@ -192,8 +194,8 @@ def prepare(x: Tensor, view: View) -> Tensor:
     """
     if x.dtype != torch.uint8:
         return x
-    values = x.float() / 255.0
-    if view.gamma != 1.0:
+    values = x.float() / 255.0 if view.kind != "flow" else (x.float() - 128.0) / 127.0
+    if view.gamma != 1.0 and view.kind != "flow":
         values = values**view.gamma
     channels = view.channels
     std = torch.tensor(view.std[:channels], device=x.device).view(channels, 1, 1)

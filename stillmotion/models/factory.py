@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stillmotion.config import ModelConfig
-from stillmotion.models.adapters import ImageEncoder
+from stillmotion.models.adapters import ImageEncoder, take_flow
 from stillmotion.models.catalogue import ModelInfo, list_models
 from stillmotion.models.checkpoint import WeightsReport, load_weights
 from stillmotion.models.encoder import Encoder
@@ -48,6 +48,9 @@ def create_model(
         view: Settings of `View` that differ from the network's own.
         options: Further arguments of the network.
 
+    A view of kind `flow` gives the network two input channels, or, to a 2D one, 2T at once: its first convolution is
+    then the mean over the colours of what it was, as two-stream networks are started; so are those in weights files.
+
     Returns:
         Takes (B, T, C, H, W); gives `logits`, `embedding` and the taps. `create_model(**encoder.config)` rebuilds it.
 
@@ -70,6 +73,8 @@ def create_model(
     else:
         encoder = _builder(name)(name, num_classes, weights, taps, overrides, options)
         (seen,) = encoder.views.values()
+        if seen.kind == "flow":
+            take_flow(encoder, seen)
         shared = {"name": name, "num_classes": num_classes, "taps": list(taps), "view": seen.to_dict()}
         encoder.config = {**shared, **options, **encoder.config}  # what a repository brought
         if encoder.weights_report is not None:  # its builder read the weights
@@ -167,10 +172,11 @@ def _build_pseudo3d(
     rest = {key: value for key, value in options.items() if key not in own}
     image = create_model(
         flat, num_classes=num_classes, weights="default" if weights == "default" else None, taps=taps,
-        view={"num_frames": CLIP_FRAMES, **view}, **rest,
+        view={"num_frames": CLIP_FRAMES, **view, "kind": "rgb"}, **rest,
     )  # fmt: skip
     if not isinstance(image, ImageEncoder):
         raise ValueError(f"{name}: pseudo3d takes 2D networks, and {flat} sees clips already")
+    image.views = {key: make_view(seen, {"kind": "rgb", **view}) for key, seen in image.views.items()}
     with options_of(name):
         return Pseudo3d(image, **own)
 

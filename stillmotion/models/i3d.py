@@ -16,7 +16,7 @@ from stillmotion.view import View
 HALF = (0.5, 0.5, 0.5)
 """Mean and std that bring 0..1 to [-1, 1]; of flow, the coding with bound 20."""
 RGB_VIEW = View(num_frames=64, fps=25.0, mean=HALF, std=HALF)
-FLOW_VIEW = View(kind="flow", num_frames=64, fps=25.0, mean=HALF, std=HALF)
+FLOW_VIEW = View(kind="flow", num_frames=64, fps=25.0)
 I3DS = {"i3d_rgb": RGB_VIEW, "i3d_flow": FLOW_VIEW}
 
 MIXED = {

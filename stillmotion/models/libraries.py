@@ -35,8 +35,14 @@ def unknown_name(name: str, known: Sequence[str]) -> ValueError:
 
 
 def make_view(own: View, overrides: dict[str, Any]) -> View:
-    """The network's own view with some settings changed; unknown settings are refused."""
-    return View.from_dict({**own.to_dict(), **overrides})
+    """The network's own view with some settings changed; unknown settings are refused.
+
+    A network that was trained on colours has nothing to say about the normalisation of flow.
+    """
+    kept = own.to_dict()
+    if overrides.get("kind") == "flow" and own.kind != "flow":
+        del kept["mean"], kept["std"]
+    return View.from_dict({**kept, **overrides})
 
 
 @contextlib.contextmanager

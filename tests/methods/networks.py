@@ -27,6 +27,9 @@ class Tiny(Encoder):
         assert num_classes == 0
         self.num_classes = 0
 
+    def classifier_names(self) -> set[str]:
+        return {"classifier.weight", "classifier.bias"} if self.num_classes else set()
+
     def forward_views(self, *inputs: Tensor) -> dict[str, Tensor]:
         (clip,) = inputs
         size, frames = clip.shape[:2]
