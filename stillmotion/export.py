@@ -59,7 +59,7 @@ def export(run: str, output: str, *, view: Mapping[str, Any] | None = None) -> P
     if not encoder.num_classes:
         raise ValueError(f"{run}: gives no logits; export a trained student")
     if odd := [v.kind for v in encoder.views.values() if v.kind not in ("rgb", "difference")]:
-        raise ValueError(f"{run}: sees {odd[0]}, which cannot be read from a file; export an RGB student")
+        raise ValueError(f"{run}: sees {odd[0]}; only networks that see RGB or its differences are exported")
     facts = {
         "format": 1,
         "task": task.to_dict(),

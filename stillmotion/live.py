@@ -98,7 +98,7 @@ def _predictions(
 
 def _span(view: View, fps: float) -> int:
     step = view.stride * (fps / view.fps if view.fps else 1.0)
-    return 1 + round((view.num_frames - 1) * step)
+    return 1 + round((view.num_frames - 1) * step) + (view.flow.step if view.kind == "flow" else 0)
 
 
 def _predict(source: str, predictor: Predictor, latest: deque[NDArray[np.uint8]], fps: float) -> Prediction:

@@ -131,8 +131,8 @@ class Predictor:
         """
         network, config = load_network(str(model), device=device, view=view or {})
         views = {name: View.from_dict(data) for name, data in config["views"].items()}
-        if odd := next((v.kind for v in views.values() if v.kind not in ("rgb", "difference")), None):
-            raise ValueError(f"{model}: sees {odd}, which cannot be read from a file; give an RGB student")
+        if any(v.kind == "feature" for v in views.values()):
+            raise ValueError(f"{model}: sees stored features, which no video has; give the network that they came from")
         return cls(network, task_from_dict(config["task"]), views, short_side=config.get("short_side"), top=top)
 
     def __call__(self, source: str | Path | Sample) -> Prediction:

@@ -80,6 +80,20 @@ def test_same_logits_as_the_data_of_evaluation(tmp_path: Path, videos: Path) -> 
         torch.testing.assert_close(given, probabilities, atol=1e-6, rtol=1e-5, check_dtype=False)
 
 
+def test_networks_that_see_flow(tmp_path: Path, videos: Path, make_video: MakeVideo, address: str) -> None:
+    run = make_run(tmp_path / "flow", kind="flow", num_frames=3, flow={"bound": 4.0}, end="shift")
+    (found,) = Predictor.load(run).many([s for s in find_samples([str(videos)]) if s.name.endswith("0.mp4")])
+    assert (len(found.labels), found.frames) == (3, 4), "four frames make three fields"
+    still = Predictor.load(run)(videos / "more" / "still.png")
+    assert (len(still.labels), still.frames) == (3, 1)
+    make_video(videos / "long.mp4", moving(20), fps=10)
+    out = tmp_path / "live.jsonl"
+    assert predict(str(run), [f"{address}/long.mp4"], output=str(out), interval=10) == 0
+    assert [(r["time"], r["frames"]) for r in rows_of(out)] == [(0.3, 4), (1.3, 4)]
+    with pytest.raises(ValueError, match="sees flow; only networks that see RGB or its differences are exported"):
+        export(str(run), output=str(tmp_path / "flow.onnx"))
+
+
 def test_files_folders_and_stills(run: Path, videos: Path, tmp_path: Path) -> None:
     names = [s.name for s in find_samples([str(videos)])]
     assert [Path(n).relative_to(videos).as_posix() for n in names] == [

@@ -43,12 +43,12 @@ def frame_indices(
     step = _step(view, fps)
     before = {"start": 0, "middle": view.num_frames // 2, "end": view.num_frames - 1}[view.clip]
     offsets = _rounded(np.arange(-before, view.num_frames - before), step)
-    clips = _inside(points[:, None] + offsets, view, num_frames, step)
     if view.kind != "flow":
-        return clips
-    first = np.maximum(np.minimum(clips, num_frames - 1 - view.flow.step), 0)
+        return _inside(points[:, None] + offsets, view, num_frames, step)
+    # A field begins where its second frame is still inside.
+    first = _inside(points[:, None] + offsets, view, max(1, num_frames - view.flow.step), step)
     second = np.minimum(first + view.flow.step, num_frames - 1)
-    return np.stack([first, second], 2).reshape(len(clips), -1)
+    return np.stack([first, second], 2).reshape(len(first), -1)
 
 
 def _moments(view: View, n: int, draw: Draw, keyframes: Sequence[int]) -> NDArray[np.int64]:
