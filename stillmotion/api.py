@@ -406,7 +406,7 @@ def svm(
         output: Folder for results.json (and CSV, Markdown, PNG), predictions.csv, per_class.csv and the confusion
             matrix. Default: print only.
         tap: Which features of the file (default: the only ones, or `embedding`).
-        target: Column of the class; `COLUMN:multilabel` if it may hold several (`run|jump`).
+        target: Column of the class.
         train: Split that `column` trains on.
         test: Split that `column` tests.
         c: Cost of a mistake (the papers do not state it).
@@ -630,7 +630,7 @@ def list_methods() -> int:
         (
             name,
             (method.__doc__ or "").splitlines()[0],
-            ", ".join(f"{k}={p.default}" for k, p in method_options(name).items()),
+            ", ".join(f"{k}={method.defaults.get(k, p.default)}" for k, p in method_options(name).items()),
         )
         for name, method in METHODS.items()
     ]

@@ -15,7 +15,7 @@ from stillmotion.models.encoder import Encoder
 from stillmotion.models.factory import load_model
 from stillmotion.models.pretrained import is_run, read_config
 from stillmotion.predictions import write_predictions
-from stillmotion.protocols.pooling import Pooling, hit_at_k, mean_average_precision, softmax
+from stillmotion.protocols.pooling import Pooling, hit_at_k, mean_average_precision
 from stillmotion.results import Row, write_results
 from stillmotion.run import Run
 from stillmotion.tasks import TASKS, Task, make_task, split_target, task_from_dict
@@ -79,18 +79,19 @@ def evaluate(
     rows = table if isinstance(table, Table) else read_table(table, root=root)
     used = rows.select(split) if split is not None else rows
     seen = view_settings(protocol, moment, num_moments, num_crops, size, view)
-    encoder, task, name = open_model(model, rows, target, seen)
+    encoder, trained, name = open_model(model, rows, target, seen)
+    task = _asked(trained, target)
     check_labels(used, task.class_names, task.target, task.names)
     side = short_side if short_side is not None else encoder.short_side
     reading = Reading(
         batch_size=batch_size, workers=workers, device=pick_device(device), short_side=side, packed=packed
     )
-    found = [_measure(Path(name).name, encoder, used, task, reading, pooling)]
+    found = [_measure(Path(name).name, encoder, used, task, reading, pooling, trained)]
     if teacher is not None:
-        other, other_task, other_name = open_model(teacher, rows, target, {})
-        if other_task.class_names != task.class_names:
+        other, other_trained, other_name = open_model(teacher, rows, target, {})
+        if other_trained.class_names != task.class_names:
             raise ValueError(f"{other_name}: its classes are not those of {name}, so the two cannot be compared")
-        found.append(_measure(Path(other_name).name, other, used, task, reading, pooling))
+        found.append(_measure(Path(other_name).name, other, used, task, reading, pooling, other_trained))
         train = rows.select(train_split) if train_split in rows.splits else None
         reference = predict_with(other, train, task, reading) if train is not None else None
         found[0].metrics.update(distance(found[0].predictions, found[1].predictions, reference, task))
@@ -102,12 +103,12 @@ def evaluate(
 def open_model(
     model: str | Path | ModelConfig, table: Table, target: str | None, view: dict[str, Any]
 ) -> tuple[Encoder, Task, str]:
-    """A network, its task and its name.
+    """A network, what it was trained for and its name.
 
     Args:
-        model: Run folder, or a network by name, whose classes are then those of the table.
+        model: Run folder, or a network by name, whose task is then that of the table.
         table: The whole table.
-        target: Column of the class; a run keeps its classes.
+        target: Column of the class; a run keeps its own task.
         view: Settings of the view that differ.
 
     Raises:
@@ -116,25 +117,32 @@ def open_model(
     config = model if isinstance(model, ModelConfig) else ModelConfig(name=str(model))
     if is_run(config.name):
         task = task_from_dict(read_config(Path(config.name))["task"])
-        if target is not None:
-            column, kind = split_target(target)
-            task = TASKS[kind](task.class_names, column)
     else:
         task = make_task(table, target or "label")
     encoder = load_model(replace(config, view={**config.view, **view}), num_classes=task.num_outputs)
     return encoder.eval(), task, config.name
 
 
-def _measure(name: str, encoder: Encoder, table: Table, task: Task, reading: Reading, pooling: Pooling) -> Measured:
+def _asked(trained: Task, target: str | None) -> Task:
+    """The same classes, read from another column, or several of them a sample."""
+    if target is None:
+        return trained
+    column, kind = split_target(target)
+    return TASKS[kind](trained.class_names, column)
+
+
+def _measure(
+    name: str, encoder: Encoder, table: Table, task: Task, reading: Reading, pooling: Pooling, trained: Task
+) -> Measured:
     """As `measure`, with the metrics of the video papers (METHODS 3.5)."""
-    found = measure(name, encoder, table, task, reading, pooling)
+    found = measure(name, encoder, table, task, reading, pooling, trained)
     known = task.labelled(found.predictions.targets)
     marks, logits = task.marks(found.predictions.targets[known]), found.predictions.logits[known]
     if marks.any():
         if task.num_outputs > 3:
             found.metrics["top3"] = hit_at_k(logits, marks, 3)
         if "mAP" not in found.metrics:  # of probabilities: logits of different samples have no common order
-            found.metrics["mAP"] = mean_average_precision(softmax(logits), marks)
+            found.metrics["mAP"] = mean_average_precision(task.scores(logits), marks)
         clips = found.predictions.outputs.get("moment_logits")
         if clips is not None and clips.shape[1] > 1:
             each = clips[known].reshape(-1, task.num_outputs)

@@ -19,7 +19,7 @@ from stillmotion.metrics import feature_means, hallucination_r2
 from stillmotion.models.cost import count_cost
 from stillmotion.models.encoder import Encoder
 from stillmotion.predictions import Predictions, collect, predict_table
-from stillmotion.protocols.pooling import Pooling, pool_clips
+from stillmotion.protocols.pooling import TINY, Pooling, pool_clips
 from stillmotion.results import Row, make_row
 from stillmotion.tasks import UNLABELLED, Targets, Task
 from stillmotion.view import NO_DRAW, View
@@ -61,20 +61,39 @@ class Measured:
 
 
 def measure(
-    name: str, encoder: Encoder, table: Table, task: Task, reading: Reading, pooling: Pooling = "logits"
+    name: str,
+    encoder: Encoder,
+    table: Table,
+    task: Task,
+    reading: Reading,
+    pooling: Pooling = "logits",
+    trained: Task | None = None,
 ) -> Measured:
     """Cost, predictions and metrics of a network.
+
+    Args:
+        name: Of the row.
+        encoder: The network.
+        table: Samples that count.
+        task: Their targets and metrics.
+        reading: How samples are read.
+        pooling: See `pool_clips`.
+        trained: What the network was trained for, where that is another task: its probabilities are ranked.
 
     Raises:
         ValueError: No sample can be read; the network gives no logits a moment that could be joined otherwise.
     """
+    trained = trained or task
     cost = measure_cost(encoder, table, reading)
-    predictions = predict_with(encoder, table, task, reading)
+    found = predict_with(encoder, table, task, reading)
     if pooling != "logits":
-        if "moment_logits" not in predictions.outputs:
+        if "moment_logits" not in found.outputs:
             raise ValueError(f"pooling={pooling}: {name} joins its moments itself; leave pooling out")
-        predictions = replace(predictions, logits=pool_clips(predictions.outputs["moment_logits"], pooling))
-    return Measured(name, predictions, task.metrics(predictions.logits, predictions.targets), cost)
+        joined = pool_clips(found.outputs["moment_logits"], pooling, exclusive=trained.exclusive)
+        found = replace(found, logits=joined)
+    if trained.exclusive and not task.exclusive:  # logits of a softmax have no order from sample to sample
+        found = replace(found, logits=np.log(np.maximum(trained.scores(found.logits), TINY)))
+    return Measured(name, found, task.metrics(found.logits, found.targets), cost)
 
 
 def predict_with(encoder: Encoder, table: Table, task: Task, reading: Reading) -> Predictions:

@@ -13,8 +13,9 @@ def keep_memory() -> None:
 
     A network's maps are larger than glibc's limit for memory of its own, so that each of them would be fetched from the
     system anew and every page of it touched for the first time, in every step: a third of the time of a pseudo-3D
-    MobileNetV2's training step on a CPU. The process grows no larger than it was at its largest moment before.
-    Nothing is changed where the user has set glibc's own variables, or where the C library is another one.
+    MobileNetV2's training step on a CPU. It stays as large as it was at its largest moment, or a little larger.
+    This goes for the whole process and cannot be taken back.
+    Nothing is changed where a variable of glibc's is set (`MALLOC_...`, `GLIBC_TUNABLES`), or in other C libraries.
     """
     own = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
     if sys.platform != "linux" or own:

@@ -25,7 +25,7 @@ def load_network(model: str, *, device: str, view: Mapping[str, Any]) -> tuple[N
         view: Settings of `View` that differ from training.
 
     Returns:
-        A function from frames (N, T, 3, H, W) by view to logits (K,); and `task`, `views`, `short_side` as JSON data.
+        A function from frames (N, T, C, H, W) by view to logits (K,); and `task`, `views`, `short_side` as JSON data.
 
     Raises:
         ValueError: In one line: the file, and what is wrong with it.

@@ -9,7 +9,7 @@ from typing import Any
 from stillmotion.config import DataConfig, ModelConfig, OptimConfig, RowConfig, TrainerConfig
 from stillmotion.data.table import Table, TableError
 from stillmotion.tally import kind_of
-from stillmotion.tasks import Classification, split_target
+from stillmotion.tasks import TASKS, split_target
 from stillmotion.trials import Fold, Trial
 
 ROW = "row:"
@@ -89,8 +89,9 @@ def check(plan: Plan) -> None:
     _check_baselines(plan)
     if unknown := [r for r in plan.references if r not in names]:
         raise ValueError(f"reference {unknown[0]!r} is no row; rows: {', '.join(names)}")
+    kinds = TASKS[split_target(plan.data.target)[1]].metric_kinds
     for metric in [*plan.evaluate, *plan.subsets]:
-        kind_of(metric)
+        kind_of(metric, kinds)
     for metric, wanted in plan.subsets.items():
         if not any(all(s.targets.get(c) == v for c, v in wanted.items()) for f in plan.folds for s in f.test):
             shown = ", ".join(f"{c}={v}" for c, v in wanted.items())
@@ -105,18 +106,23 @@ def _check_baselines(plan: Plan) -> None:
     if unknown := [n for n in plan.baselines if n not in BASELINES]:
         raise ValueError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
     column, kind = split_target(plan.data.target)
-    if plan.baselines and kind != Classification.kind:
+    if plan.baselines and not TASKS[kind].exclusive:
         raise ValueError(f"baselines tell one class a sample, column {column!r} has several; leave baselines out")
     if "frame_linear" in plan.baselines and plan.probe is None:
         raise ValueError("the baseline frame_linear needs probe, its frozen network: name and weights")
 
 
 def _check_row(plan: Plan, name: str, row: RowConfig) -> None:
+    from stillmotion.methods import method_class
+
     known = [f.name for f in fields(OptimConfig)]
     if unknown := [k for k in row.optim if k not in known]:
         raise ValueError(f"row {name!r}: optim has no {unknown[0]!r}; known: {', '.join(known)}")
     if row.teacher is not None and row.cache and plan.data.num_draws is None:
         raise ValueError(f"row {name!r}: stored teacher features need a fixed number of draws; set data.num_draws, or "
+                         f"rows.{name}.cache: false for a live teacher")  # fmt: skip
+    if row.teacher is not None and row.cache and method_class(row.method.name).needs_live(row.method.options):
+        raise ValueError(f"row {name!r}: {row.method.name} relates the teacher's maps, which are not stored; set "
                          f"rows.{name}.cache: false for a live teacher")  # fmt: skip
     trial = Trial(name, plan.fractions[0], plan.folds[0].name, plan.seeds[0])
     seen = {name}

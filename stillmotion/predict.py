@@ -64,7 +64,7 @@ class Seen:
     """What the views see of a sample.
 
     Args:
-        inputs: Frames (N, T, 3, H, W) by view.
+        inputs: Frames (N, T, C, H, W) by view.
         frames: Numbers of the different frames that were read, from the sample's first.
         fault: What is wrong with a file that can be read in part only.
         seconds: That reading took.
@@ -97,7 +97,7 @@ class Predictor:
     """A model with everything that it needs to read a file.
 
     Args:
-        network: From frames (N, T, 3, H, W) by view to logits (K,).
+        network: From frames (N, T, C, H, W) by view to logits (K,).
         task: What the logits mean.
         views: What the network sees.
         short_side: As in `DataConfig`.
@@ -158,7 +158,7 @@ class Predictor:
                 pool.shutdown(cancel_futures=True)
 
     def labels(self, inputs: Inputs) -> list[tuple[str, float]]:
-        """Classes with probabilities of frames (N, T, 3, H, W) by view, most probable first."""
+        """Classes with probabilities of frames (N, T, C, H, W) by view, most probable first."""
         return self.task.read(self.network(inputs), top=self.top)
 
     def see(self, sample: Sample) -> Seen:

@@ -13,7 +13,7 @@ from stillmotion.data.table import Table
 from stillmotion.protocols.pooling import average_precisions
 from stillmotion.results import write_atomic
 from stillmotion.run import csv_text
-from stillmotion.tasks import UNLABELLED, Classification, Targets, Task
+from stillmotion.tasks import UNLABELLED, Targets, Task
 
 if TYPE_CHECKING:
     import torch
@@ -144,7 +144,7 @@ def write_predictions(folder: Path, predictions: Predictions, task: Task) -> Non
     lines = zip(p.ids, p.groups, p.targets, best, p.logits, strict=True)
     rows = ([i, g or "", task.text(t), names[b], " ".join(f"{x:.6g}" for x in v)] for i, g, t, b, v in lines)
     write_atomic(folder / FILE, csv_text(("id", "group", "target", "predicted", "logits"), rows))
-    if not isinstance(task, Classification):
+    if not task.exclusive:
         known = task.labelled(p.targets)
         marks = task.marks(p.targets[known])
         found = zip(names, marks.sum(0), average_precisions(p.logits[known], marks), strict=True)

@@ -11,18 +11,22 @@ from numpy.typing import NDArray
 from stillmotion.data.table import Sample
 from stillmotion.predictions import confusion
 from stillmotion.results import Difference, Row, make_row, paired_bootstrap
-from stillmotion.tasks import Task
+from stillmotion.tasks import TASKS, Task
 
 MAIN = "top1"
-KINDS = ("top1", "top5", "mean_class", "mAP")
+KINDS = tuple(dict.fromkeys(kind for task in TASKS.values() for kind in task.metric_kinds))
 
 Logits = NDArray[np.float32]
 ByView = dict[str, dict[str, Logits]]
 """Logits by sample, by view."""
 
 
-def kind_of(name: str) -> str:
+def kind_of(name: str, kinds: Sequence[str] = KINDS) -> str:
     """Which metric a name such as `top1_first` means.
+
+    Args:
+        name: Of the metric.
+        kinds: Those that the task gives.
 
     Raises:
         ValueError: It begins with none of them.
@@ -31,10 +35,10 @@ def kind_of(name: str) -> str:
         >>> kind_of("top1_first")
         'top1'
     """
-    for kind in KINDS:
+    for kind in kinds:
         if name == kind or name.startswith(f"{kind}_"):
             return kind
-    raise ValueError(f"metric {name!r}: its name must begin with {', '.join(KINDS)}, such as top1_first")
+    raise ValueError(f"metric {name!r}: its name must begin with {', '.join(kinds)}, such as top1_first")
 
 
 @dataclass
@@ -75,7 +79,8 @@ class Tally:
     def __init__(
         self, entries: Sequence[Entry], samples: Sequence[Sample], task: Task, subsets: Mapping[str, Mapping[str, str]]
     ) -> None:
-        labelled = [s for s in samples if task.target in s.targets]
+        known = task.labelled(task.encode_all(samples))
+        labelled = [s for s, has in zip(samples, known, strict=True) if has]
         found = [ids for e in entries for views in e.seeds.values() for ids in views.values()]
         self.samples = [s for s in labelled if all(s.id in ids for ids in found)]
         self.unreadable = sorted({s.id for s in labelled} - {s.id for s in self.samples})

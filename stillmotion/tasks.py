@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillmotion.data.table import Sample, Table, TableError, split_labels
-from stillmotion.protocols.pooling import hit_at_k, mean_average_precision
+from stillmotion.protocols.pooling import hit_at_k, mean_average_precision, softmax
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,10 @@ class Task(ABC):
     class_names: tuple[str, ...]
     target: str = "label"
     kind: ClassVar[str]
+    exclusive: ClassVar[bool]
+    """Whether a sample has one class: probabilities are then a softmax, otherwise a sigmoid each."""
+    metric_kinds: ClassVar[tuple[str, ...]]
+    """What `metrics` may give."""
 
     @classmethod
     def of(cls, table: Table, target: str = "label") -> Self:
@@ -45,9 +49,8 @@ class Task(ABC):
         """
         names = cls.names(table.classes(target))
         if len(names) < 2:
-            raise TableError(
-                f"{table.source}: column {target!r} has the one class {names[0]!r}; a classifier needs two"
-            )
+            one = f"the one class {names[0]!r}" if names else "no class"
+            raise TableError(f"{table.source}: column {target!r} has {one}; a classifier needs two")
         return cls(names, target)
 
     @staticmethod
@@ -74,11 +77,18 @@ class Task(ABC):
 
     def encode_all(self, samples: Iterable[Sample]) -> Targets:
         """Targets of samples, (S, ...)."""
-        return np.array([self.encode(s) for s in samples], np.int64)
+        rows = [self.encode(s) for s in samples]
+        return np.array(rows, np.int64) if rows or self.exclusive else np.empty((0, self.num_outputs), np.int64)
 
     def labelled(self, targets: Any) -> Any:
         """Which samples have a label, (S,) bool; takes and gives arrays or tensors."""
-        return targets.reshape(len(targets), -1)[:, 0] != UNLABELLED
+        return (targets if targets.ndim == 1 else targets[:, 0]) != UNLABELLED
+
+    def scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities of the classes, (..., K)."""
+        if self.exclusive:
+            return softmax(logits)
+        return np.asarray(1.0 / (1.0 + np.exp(-logits.astype(np.float64))), np.float32)
 
     @abstractmethod
     def right(self, logits: Any, targets: Any) -> Any:
@@ -125,6 +135,8 @@ class Classification(Task):
     """One class of several: cross-entropy; `top1`, `top5`, `mean_class`."""
 
     kind = "classification"
+    exclusive = True
+    metric_kinds = ("top1", "top5", "mean_class")
 
     def encode(self, sample: Sample) -> int:
         value = sample.targets.get(self.target)
@@ -182,6 +194,8 @@ class MultiLabel(Task):
     """
 
     kind = "multilabel"
+    exclusive = False
+    metric_kinds = ("top1", "top5", "mAP")
 
     @staticmethod
     def names(values: Sequence[str]) -> tuple[str, ...]:
@@ -189,11 +203,11 @@ class MultiLabel(Task):
 
     def encode(self, sample: Sample) -> NDArray[np.int64]:
         """(K,) of 0 and 1."""
-        value = sample.targets.get(self.target)
-        if value is None:
+        names = split_labels(sample.targets.get(self.target, ""))
+        if not names:
             return np.full(self.num_outputs, UNLABELLED, np.int64)
         marks = np.zeros(self.num_outputs, np.int64)
-        marks[[self._index(name, sample) for name in split_labels(value)]] = 1
+        marks[[self._index(name, sample) for name in names]] = 1
         return marks
 
     def marks(self, targets: Targets) -> NDArray[np.bool_]:
@@ -229,7 +243,7 @@ class MultiLabel(Task):
 
     def read(self, logits: NDArray[np.float32], *, top: int = 5) -> list[tuple[str, float]]:
         """The `top` classes, each with its own probability (they do not add up to 1)."""
-        scores = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+        scores = self.scores(logits)
         return [(self.class_names[i], float(scores[i])) for i in np.argsort(-logits, kind="stable")[:top]]
 
     def text(self, target: Any) -> str:

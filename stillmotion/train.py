@@ -171,9 +171,11 @@ def split(job: Job) -> tuple[Parts, Task]:
     if val is not None:
         check_labels(val, task.class_names, task.target, task.names)
     elif needed:
-        train_table, val = hold_out(train_table, data.val_fraction, job.seed, target=task.target)
+        train_table, val = hold_out(
+            train_table, data.val_fraction, job.seed, target=task.target, exclusive=task.exclusive
+        )
     if data.label_fraction < 1.0:
-        train_table = drop_labels(train_table, task.target, data.label_fraction, job.seed)
+        train_table = drop_labels(train_table, task.target, data.label_fraction, job.seed, exclusive=task.exclusive)
     return Parts(train_table, val, test), task
 
 
@@ -206,7 +208,7 @@ def prepare(job: Job, parts: Parts, task: Task) -> Engine:
         method.student.compile()
     train = parts.train
     if not method.learns_unlabelled:
-        train = train.select(lambda sample: task.target in sample.targets)
+        train = train.select(lambda sample: bool(task.labelled(task.encode_all([sample]))[0]))
     loaders = VideoLoaders(train, parts.val, task, method.views(), job.data, job.optim, seed=job.seed)
     enough = math.ceil(job.optim.min_steps / loaders.steps_per_epoch)
     optim = replace(job.optim, epochs=max(job.optim.epochs, enough))
@@ -248,7 +250,7 @@ def deliver(job: Job, engine: Engine, parts: Parts, task: Task, device: torch.de
         errors |= tested.predictions.errors
         faults |= tested.predictions.faults
         metrics, cost = {**tested.metrics, **metrics}, tested.cost
-        if engine.method.frozen:
+        if engine.method.frozen and engine.method.hallucinates:
             metrics |= learned(engine.method, parts.train, parts.test, task, reading)
     run.write_broken(job.table, errors, faults)
     run.write_json("report.json", {**report, "unreadable": len(errors), "partly_readable": len(faults)})

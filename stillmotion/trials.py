@@ -15,7 +15,7 @@ from stillmotion.config import DataConfig, ModelConfig, OptimConfig, RowConfig, 
 from stillmotion.data.split import group_folds, leave_one_group_out
 from stillmotion.data.table import Table, TableError
 from stillmotion.results import write_atomic
-from stillmotion.tasks import make_task, split_target
+from stillmotion.tasks import TASKS, make_task, split_target
 
 COLUMN = "column"
 FOLD_SEED = 0
@@ -63,7 +63,9 @@ def make_folds(table: Table, splits: str, data: DataConfig) -> list[Fold]:
     fold_data = replace(data, train="train", val=None, test="test")
     inside = table.select(data.train) if table.splits else table
     if match := re.fullmatch(r"folds:(\d+)", splits):
-        pairs = list(group_folds(inside, int(match[1]), FOLD_SEED, target=split_target(data.target)[0]))
+        column, kind = split_target(data.target)
+        exclusive = TASKS[kind].exclusive
+        pairs = list(group_folds(inside, int(match[1]), FOLD_SEED, target=column, exclusive=exclusive))
         names = [f"fold{i}" for i in range(1, len(pairs) + 1)]
     elif splits == "leave-one-group-out":
         pairs = list(leave_one_group_out(inside))

@@ -13,6 +13,7 @@ Moment = Literal["centre", "first", "last", "uniform", "random", "keyframe"]
 Clip = Literal["start", "middle", "end"]
 End = Literal["repeat", "shift", "hallucinet"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "random"]
+FlowMethod = Literal["dis", "tvl1", "farneback"]
 Box = tuple[float, float, float, float]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -31,14 +32,14 @@ class FlowConfig:
         stretch: Stretch dark videos over the whole range of grey before.
     """
 
-    method: Literal["dis", "tvl1", "farneback"] = "dis"
+    method: FlowMethod = "dis"
     step: int = 1
     bound: float = 20.0
     stretch: bool = False
 
     def __post_init__(self) -> None:
-        if self.method not in ("dis", "tvl1", "farneback"):
-            raise ValueError(f"view.flow.method={self.method!r}: choose one of dis, tvl1, farneback")
+        if self.method not in get_args(FlowMethod):
+            raise ValueError(f"view.flow.method={self.method!r}: choose one of {', '.join(get_args(FlowMethod))}")
         if self.step < 1:
             raise ValueError(f"view.flow.step={self.step}: must be at least 1")
         if self.bound <= 0.0:
@@ -49,7 +50,7 @@ class FlowConfig:
 class View:
     """What one model wants to see of a sample: `num_moments` moments, `num_frames` frames at each.
 
-    The loader delivers uint8 frames (N, T, 3, H, W) at `size`, N = `num_shown`; the model itself normalises them with
+    The loader delivers uint8 frames (N, T, C, H, W) at `size`, N = `num_shown`; the model itself normalises them with
     `mean` and `std` (units of 0..1). One frame is N = 1, T = 1; a 16-frame clip N = 1, T = 16; a video-level test with
     25 frames N = 25, T = 1.
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +14,13 @@ from sklearn.metrics import average_precision_score
 
 from stillmotion.compare import compare
 from stillmotion.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RowConfig
+from stillmotion.data.split import drop_labels, group_folds, hold_out
 from stillmotion.data.splits import check_classes, check_labels
-from stillmotion.data.table import Sample, TableError, read_table
+from stillmotion.data.table import Sample, Table, TableError, read_table
 from stillmotion.evaluate import evaluate
 from stillmotion.methods.logits import distillation_loss
 from stillmotion.predict import predict
+from stillmotion.protocols.pooling import mean_average_precision, pool_clips
 from stillmotion.results import read_results
 from stillmotion.tasks import Classification, MultiLabel, make_task, task_from_dict
 from stillmotion.train import train
@@ -77,7 +81,7 @@ def test_loss_is_that_of_every_class_alone() -> None:
     loss.backward()
     assert logits.grad is not None
     assert logits.grad[1].tolist() == [0.0, 0.0, 0.0], "without a label nothing is learned"
-    assert float(TASK.loss(logits, torch.full((3, 3), -1))) == 0.0
+    assert TASK.loss(logits, torch.full((3, 3), -1)).item() == 0.0
 
 
 def test_metrics_against_scikit_learn() -> None:
@@ -150,6 +154,71 @@ def test_from_training_to_prediction(tagged: Path, tmp_path: Path) -> None:
     found = json.loads(line)["labels"]
     assert {entry["label"] for entry in found} == {"jump", "run", "sit"}
     assert all(0.0 < entry["probability"] < 1.0 for entry in found)
+
+
+def test_samples_without_a_label_anywhere() -> None:
+    assert TASK.encode(sample("|")).tolist() == [-1, -1, -1], "no name, no label"
+    nothing = TASK.encode_all([])
+    assert nothing.shape == (0, 3)
+    assert TASK.metrics(np.empty((0, 3), np.float32), nothing) == {}
+    table = Table(tuple(sample("|") for _ in range(3)), "t.csv")
+    with pytest.raises(TableError, match="column 'tags' has no class; a classifier needs two"):
+        make_task(table, "tags:multilabel")
+
+
+def test_fewer_labels_are_drawn_from_all_samples() -> None:
+    names = [f"{a}|{b}" for a in "abcde" for b in "fghij"]
+    table = Table(tuple(replace(sample(n), name=f"{i}.mp4", group=f"g{i}") for i, n in enumerate(names)), "t.csv")
+    kept = drop_labels(table, "tags", 0.2, 0, exclusive=False)
+    assert sum("tags" in s.targets for s in kept) == 5
+    more = drop_labels(table, "tags", 0.4, 0, exclusive=False)
+    assert {s.name for s in kept if s.targets} < {s.name for s in more if s.targets}
+    assert sum("tags" in s.targets for s in drop_labels(table, "tags", 0.2, 0)) == 25, "each combination as a class"
+    train, val = hold_out(table, 0.2, 0, target="tags", exclusive=False)
+    assert (len(train), len(val)) == (20, 5)
+    assert [len(test) for _, test in group_folds(table, 5, 0, target="tags", exclusive=False)] == [5] * 5
+
+
+def test_probabilities_are_those_of_the_training(tmp_path: Path, make_video: MakeVideo) -> None:
+    """By hand: logits (2, 0) and (10, 12); the softmax ranks the first sample's class a first."""
+    softmax, sigmoid = Classification(("a", "b")), MultiLabel(("a", "b"))
+    logits = np.array([[2.0, 0.0], [10.0, 12.0]], np.float32)
+    marks = np.array([[True, False], [False, True]])
+    assert mean_average_precision(softmax.scores(logits), marks) == 1.0
+    assert mean_average_precision(sigmoid.scores(logits), marks) == 0.75
+    clips = np.array([[[2.0, -1.0], [0.0, 3.0]]], np.float32)
+    mean = sigmoid.scores(clips).mean(1)
+    np.testing.assert_allclose(sigmoid.scores(pool_clips(clips, "scores", exclusive=False)), mean, rtol=1e-5)
+
+    for k in range(4):
+        make_video(tmp_path / f"{k}.mp4", np.full((4, 32, 32, 3), 60 * k, np.uint8))
+    lines = [f"{k}.mp4,{tag},{tag},{'train' if k < 2 else 'test'}" for k, tag in enumerate("abab")]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,tags,split", *lines]))
+    data = DataConfig(test=None, workers=0)
+    run = train(tmp_path / "t.csv", output=tmp_path / "run", student=NET, data=data, optim=OPTIM)
+    here: dict[str, Any] = {"workers": 0, "device": "cpu"}
+    one, several = (
+        evaluate(run.path, tmp_path / "t.csv", target=target, **here)[0]["metrics"]
+        for target in (None, "tags:multilabel")
+    )
+    assert one["mAP"] == several["mAP"]
+    assert one["top1"] == several["top1"]
+
+
+def test_folds_are_joined_before_map_is_taken(tagged: Path, tmp_path: Path) -> None:
+    pairs = ("run|jump", "jump|sit", "sit|run")
+    table = tagged.parent / "pairs.csv"
+    table.write_text("\n".join(["path,tags", *(f"{k}.mp4,{pairs[k % 3]}" for k in range(10))]))
+    data = DataConfig(target="tags:multilabel", test=None, workers=0)
+    rows = {"plain": RowConfig(student=NET)}
+    compare(table, output=tmp_path / "out", rows=rows, data=data, optim=OPTIM, seeds=[0], splits="folds:2", workers=1)
+    (row,) = read_results(tmp_path / "out")
+    with np.load(tmp_path / "out" / "predictions.npz") as found:
+        logits, targets = found["plain/top1"][0], found["targets"]
+    assert len(targets) == 10
+    assert row["metrics"]["mAP"]["mean"] == pytest.approx(mean_average_precision(logits, targets > 0))
+    with pytest.raises(ValueError, match="metric 'mean_class_x': its name must begin with top1, top5, mAP"):
+        compare(table, output=tmp_path / "b", rows=rows, data=data, evaluate={"mean_class_x": {}}, splits="folds:2")
 
 
 def test_comparison(tagged: Path, tmp_path: Path) -> None:

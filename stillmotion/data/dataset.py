@@ -96,7 +96,7 @@ class VideoDataset(Dataset[Item]):
             index: Row of the table, or (epoch, row).
 
         Returns:
-            `role/view` uint8 (N, T, 3, H, W) (stored features float (N, D)), `target` and `index`; of a sample that
+            `role/view` uint8 (N, T, C, H, W) (stored features float (N, D)), `target` and `index`; of a sample that
             cannot be read `index` and `error`, in one line. Of a partly readable file also `fault`.
         """
         epoch, row = index if isinstance(index, tuple) else (self.epoch, index)

@@ -25,8 +25,9 @@ def frame_indices(
         keyframes: Keyframes of the video relative to the sample's first frame; those outside of it are passed over.
 
     Returns:
-        Indices (N, T) in [0, n), relative to the sample's first frame; for flow (N, 2T), pair by pair. The last field
-        stands for those that would need frames beyond the end; a single frame is paired with itself.
+        Indices (N, T) in [0, n), relative to the sample's first frame; for flow (N, 2T), pair by pair: the end rule
+        goes for fields, the last of which ends with the last frame. With stride 0, and of a single frame, a frame is
+        paired with itself.
 
     Raises:
         ValueError: The view has a rate and the video has none.
@@ -47,7 +48,7 @@ def frame_indices(
         return _inside(points[:, None] + offsets, view, num_frames, step)
     # A field begins where its second frame is still inside.
     first = _inside(points[:, None] + offsets, view, max(1, num_frames - view.flow.step), step)
-    second = np.minimum(first + view.flow.step, num_frames - 1)
+    second = np.minimum(first + (view.flow.step if view.stride else 0), num_frames - 1)
     return np.stack([first, second], 2).reshape(len(first), -1)
 
 

@@ -85,7 +85,7 @@ def show(source: FrameSource, sample: Sample, views: Mapping[str, View], draw: D
         draw: What is random, the same for all views.
 
     Returns:
-        Frames (N, T, 3, h, w) of every view.
+        Frames (N, T, C, h, w) of every view.
 
     Raises:
         ValueError: The sample cannot be read.

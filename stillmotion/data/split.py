@@ -8,7 +8,7 @@ from dataclasses import replace
 from stillmotion.data.table import Sample, Table, TableError
 
 
-def drop_labels(table: Table, target: str, fraction: float, seed: int) -> Table:
+def drop_labels(table: Table, target: str, fraction: float, seed: int, *, exclusive: bool = True) -> Table:
     """Keeps the label of a share of the samples, class by class; the others stay in the table without it.
 
     A smaller share keeps a part of what a larger one keeps (same seed), so that tables over shares compare.
@@ -18,6 +18,7 @@ def drop_labels(table: Table, target: str, fraction: float, seed: int) -> Table:
         target: Column of the label.
         fraction: Share of the labelled samples of each class that keep it, rounded; at least one of each class.
         seed: Which ones.
+        exclusive: Whether a label is one class; labels that name several are drawn from all samples alike.
 
     Raises:
         ValueError: The fraction is not in (0, 1].
@@ -25,14 +26,16 @@ def drop_labels(table: Table, target: str, fraction: float, seed: int) -> Table:
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"label_fraction={fraction}: must be above 0 and at most 1")
     keep: set[int] = set()
-    for rows in _rows_by_class(table, target).values():
-        random.Random(f"{seed}/{table[rows[0]].targets[target]}").shuffle(rows)
+    for label, rows in _rows_by_class(table, target, exclusive).items():
+        random.Random(f"{seed}/{label}").shuffle(rows)
         keep.update(rows[: max(1, round(fraction * len(rows)))])
     samples = tuple(s if row in keep else _without(s, target) for row, s in enumerate(table))
     return replace(table, samples=samples)
 
 
-def hold_out(table: Table, fraction: float, seed: int, *, target: str = "label") -> tuple[Table, Table]:
+def hold_out(
+    table: Table, fraction: float, seed: int, *, target: str = "label", exclusive: bool = True
+) -> tuple[Table, Table]:
     """Divides a table into training and validation by group, classes in proportion.
 
     Groups are drawn at random and taken as long as that brings the classes nearer to their share. Every class with
@@ -44,6 +47,7 @@ def hold_out(table: Table, fraction: float, seed: int, *, target: str = "label")
         fraction: Share of the samples of each class that is held out.
         seed: Which groups.
         target: Column of the label.
+        exclusive: Whether a label is one class; otherwise classes are not balanced.
 
     Returns:
         The table to train on, the one to validate with.
@@ -53,7 +57,7 @@ def hold_out(table: Table, fraction: float, seed: int, *, target: str = "label")
     """
     groups: dict[str, Counter[str]] = {}
     for name, s in zip(_group_names(table), table, strict=True):
-        groups.setdefault(name, Counter()).update([s.targets[target]] if target in s.targets else [])
+        groups.setdefault(name, Counter()).update([_class_of(s, target, exclusive)] if target in s.targets else [])
     total = sum(groups.values(), Counter[str]())
     left = Counter(label for counts in groups.values() for label in counts)
     order = list(groups)
@@ -77,7 +81,9 @@ def hold_out(table: Table, fraction: float, seed: int, *, target: str = "label")
     return train, val
 
 
-def group_folds(table: Table, folds: int, seed: int, *, target: str = "label") -> Iterator[tuple[Table, Table]]:
+def group_folds(
+    table: Table, folds: int, seed: int, *, target: str = "label", exclusive: bool = True
+) -> Iterator[tuple[Table, Table]]:
     """Folds over groups, classes in proportion as far as the groups allow (scikit-learn's `StratifiedGroupKFold`).
 
     Args:
@@ -85,6 +91,7 @@ def group_folds(table: Table, folds: int, seed: int, *, target: str = "label") -
         folds: Number of folds.
         seed: Which groups go together.
         target: Column of the label; samples without one count as a class of their own.
+        exclusive: Whether a label is one class; otherwise classes are not balanced.
 
     Yields:
         The table to train on, the one to test with; every sample is in one test table.
@@ -97,7 +104,7 @@ def group_folds(table: Table, folds: int, seed: int, *, target: str = "label") -
     names = _group_names(table)
     if not 2 <= folds <= len(set(names)):
         raise ValueError(f"{table.source}: {folds} folds over {len(set(names))} groups; give 2 to {len(set(names))}")
-    labels = [s.targets.get(target, "") for s in table]
+    labels = [_class_of(s, target, exclusive) if target in s.targets else "" for s in table]
     # Classes with fewer samples than folds are no mistake here, so its warning says nothing new: it asks for balance.
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for _, test in splitter.split(names, labels, names):
@@ -132,11 +139,15 @@ def _group_names(table: Table) -> list[str]:
     return [f"sample {row}" if s.group is None else f"group {s.group}" for row, s in enumerate(table)]
 
 
-def _rows_by_class(table: Table, target: str) -> dict[str, list[int]]:
+def _class_of(sample: Sample, target: str, exclusive: bool) -> str:
+    return sample.targets[target] if exclusive else "any"
+
+
+def _rows_by_class(table: Table, target: str, exclusive: bool) -> dict[str, list[int]]:
     classes: dict[str, list[int]] = {}
     for row, s in enumerate(table):
         if target in s.targets:
-            classes.setdefault(s.targets[target], []).append(row)
+            classes.setdefault(_class_of(s, target, exclusive), []).append(row)
     return classes
 
 

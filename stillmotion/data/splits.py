@@ -86,9 +86,10 @@ def check_labels(table: Table, known: Sequence[str], target: str = "label", name
     Raises:
         TableError: Naming file, lines and label.
     """
+    expected = set(known)
     for s in table:
         value = s.targets.get(target)
-        if value is not None and (unknown := [name for name in names([value]) if name not in set(known)]):
+        if value is not None and (unknown := [name for name in names([value]) if name not in expected]):
             lines = _lines([t for t in table if t.targets.get(target) == value])
             shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
             raise TableError(

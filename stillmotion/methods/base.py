@@ -1,6 +1,7 @@
 """The contract of every method: encoders by role and a task in, a dict of losses out."""
 
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,13 @@ def check_moments(student: Encoder, teacher: Encoder) -> None:
     Raises:
         ValueError: They see different numbers of moments.
     """
-    seen, shown = ({v.num_shown for v in encoder.views.values()} for encoder in (student, teacher))
-    if seen != shown:
-        raise ValueError(
-            f"the student sees {max(seen)} moments of a video, the teacher {max(shown)}; they are matched one by "
-            f"one: set teacher.view.num_moments={max(seen)}"
-        )
+    for setting, what in (("num_moments", "moments of a video"), ("num_crops", "crops of a frame")):
+        seen, shown = ({getattr(v, setting) for v in encoder.views.values()} for encoder in (student, teacher))
+        if seen != shown:
+            raise ValueError(
+                f"the student sees {max(seen)} {what}, the teacher {max(shown)}; they are matched one by one: set "
+                f"teacher.view.{setting}={max(seen)}"
+            )
 
 
 class Method(nn.Module):
@@ -44,10 +46,14 @@ class Method(nn.Module):
     Attributes:
         roles: Roles that the method needs.
         frozen: Roles that get no gradient, stay in `eval()` and out of checkpoints.
+        defaults: Of options whose own default is None, where methods of one class differ in them.
+        hallucinates: Whether the losses come with `hallucinated` and `hallucination_target`.
     """
 
     roles: tuple[str, ...] = ("student",)
     frozen: tuple[str, ...] = ()
+    hallucinates: bool = False
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, encoders: Mapping[str, Encoder], task: Task) -> None:
         super().__init__()
@@ -72,6 +78,11 @@ class Method(nn.Module):
         Keyword-only arguments of an override are options of the method.
         """
         return backbone
+
+    @classmethod
+    def needs_live(cls, options: Mapping[str, Any]) -> bool:
+        """Whether a method with these options needs more of its teacher than what `extract` stores."""
+        return False
 
     @property
     def learns_unlabelled(self) -> bool:

@@ -156,6 +156,8 @@ class Hallucinate(Distillation):
             `teacher.view.stride=0` instead.
     """
 
+    hallucinates = True
+
     def __init__(
         self,
         encoders: Mapping[str, Encoder],

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stillmotion.methods.base import Distillation, has_logits
 from stillmotion.models.encoder import Batch, Encoder
-from stillmotion.tasks import Classification, Task
+from stillmotion.tasks import Task
 
 
 def distillation_loss(
@@ -86,7 +86,7 @@ class LogitDistillation(Distillation):
         if self.weight:
             teacher_logits = self.outputs_of("teacher", batch)["logits"]
             loss = distillation_loss(out["logits"], teacher_logits, temperature=self.temperature,
-                                     exclusive=isinstance(self.task, Classification))  # fmt: skip
+                                     exclusive=self.task.exclusive)  # fmt: skip
             result |= {"loss": result["loss"] + self.weight * loss, "distillation_loss": loss}
         return result
 

@@ -27,7 +27,8 @@ class Mimic(Distillation):
     Args:
         encoders: `student` and `teacher`. With both weights 0 the teacher is dropped.
         task: The student's own loss.
-        target: What is matched: the `embedding` (MARS), the `logits`, or the `scores` (their softmax).
+        target: What is matched: the `embedding` (MARS), the `logits`, or the `scores` (their softmax; sigmoid
+            where a sample may have several classes).
         weight: Of the distance (the papers' alpha).
         task_weight: Of the task loss.
         task_to: What the task loss trains: `all` (MARS), or the `classifier` alone (MERS), whose input is cut off.
@@ -41,7 +42,9 @@ class Mimic(Distillation):
         ValueError: The networks do not fit together.
     """
 
-    defaults: ClassVar[dict[str, Any]] = {"target": "embedding", "weight": 50.0, "task_to": "all", "relation": "none"}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "target": "embedding", "weight": 50.0, "task_to": "all", "relation": "none", "layers": ["layer4"],
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -58,15 +61,15 @@ class Mimic(Distillation):
         teacher_layers: list[str] | None = None,
         control: Literal["shuffled"] | None = None,
     ) -> None:
-        given = {"target": target, "weight": weight, "task_to": task_to, "relation": relation}
-        chosen = self.defaults | {name: value for name, value in given.items() if value is not None}
+        given = {"target": target, "weight": weight, "task_to": task_to, "relation": relation, "layers": layers}
+        chosen = {**self.defaults, **{name: value for name, value in given.items() if value is not None}}
         self.relation_weight = relation_weight if chosen["relation"] != "none" else 0.0
         if self.relation_weight < 0.0:
             raise ValueError(f"relation_weight={relation_weight}: must not be negative")
         super().__init__(encoders, task, weight=chosen["weight"], task_weight=task_weight,
                          idle=not chosen["weight"] and not self.relation_weight)  # fmt: skip
         self.target, self.relation, self.control = chosen["target"], chosen["relation"], control
-        self.layers = tuple(layers or ("layer4",))
+        self.layers = tuple(chosen["layers"])
         self.teacher_layers = tuple(teacher_layers or self.layers)
         self.project: nn.Module = nn.Identity()
         if chosen["task_to"] == "classifier":
@@ -98,6 +101,10 @@ class Mimic(Distillation):
             if missing := [name for name in names if name not in encoder.taps]:
                 raise ValueError(f"relation={self.relation} needs maps of the {role}'s {missing[0]}: set "
                                  f"{role}.options.taps=[{', '.join(names)}]")  # fmt: skip
+
+    @classmethod
+    def needs_live(cls, options: Mapping[str, Any]) -> bool:
+        return bool((options.get("relation") or cls.defaults["relation"]) != "none")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         out = self.student.from_batch(batch, "student")
@@ -131,7 +138,9 @@ class Mimic(Distillation):
         if self.target == "embedding":
             return feature_of(out, "embedding").float()
         logits = out["moment_logits"].float()
-        return logits if self.target == "logits" else logits.softmax(-1)
+        if self.target == "logits":
+            return logits
+        return logits.softmax(-1) if self.task.exclusive else logits.sigmoid()
 
     def weights(self) -> dict[str, float]:
         parts = {"task_loss": self.task_weight}
@@ -148,19 +157,19 @@ class Mars(Mimic):
 class Mers(Mimic):
     """Motion-emulating RGB stream: the teacher trains all but the classifier, the task only that (METHODS 6.1)."""
 
-    defaults: ClassVar[dict[str, Any]] = {**Mimic.defaults, "task_to": "classifier"}
+    defaults: ClassVar[Mapping[str, Any]] = {**Mimic.defaults, "task_to": "classifier"}
 
 
 class D3d(Mimic):
     """Distilled 3D network: the student's logits become those of the flow network (METHODS 6.2)."""
 
-    defaults: ClassVar[dict[str, Any]] = {**Mimic.defaults, "target": "logits", "weight": 1.0}
+    defaults: ClassVar[Mapping[str, Any]] = {**Mimic.defaults, "target": "logits", "weight": 1.0}
 
 
 class InternalRelation(Mimic):
     """Internal-relationship distillation: MARS, and the Gram matrices of a layer as well (METHODS 4)."""
 
-    defaults: ClassVar[dict[str, Any]] = {**Mimic.defaults, "relation": "gram"}
+    defaults: ClassVar[Mapping[str, Any]] = {**Mimic.defaults, "relation": "gram"}
 
 
 def cut_off_classifier(encoder: Encoder) -> None:

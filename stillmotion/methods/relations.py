@@ -5,6 +5,7 @@ The loss of the paper on internal relationships is not published; these are our 
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -40,7 +41,8 @@ def relation_loss(student: Tensor, teacher: Tensor, relation: str = "gram") -> T
     """
     if relation not in RELATIONS:
         raise ValueError(f"relation={relation!r}: choose one of {', '.join(RELATIONS)}")
-    return RELATIONS[relation](student.flatten(2).float(), teacher.detach().flatten(2).float())
+    with torch.autocast(student.device.type, enabled=False):  # differences of large numbers
+        return RELATIONS[relation](student.flatten(2).float(), teacher.detach().flatten(2).float())
 
 
 def _gram(s: Tensor, t: Tensor) -> Tensor:

@@ -52,11 +52,16 @@ def take_flow(encoder: Encoder, view: View) -> None:
     """Gives a network that was built for colours the input channels of a flow view; others stay as they are.
 
     Each channel of its first convolution becomes the mean over the three colours (Wang et al., arXiv:1507.02159).
+
+    Raises:
+        ValueError: Its first convolution does not take colours.
     """
     stem = next(m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
     channels = view.channels * (view.num_frames if isinstance(encoder, ImageEncoder) else 1)
     if stem.in_channels != channels:
-        assert stem.in_channels == 3, f"the first convolution takes {stem.in_channels} channels"
+        if stem.in_channels != 3:
+            raise ValueError(f"its first convolution takes {stem.in_channels} channels, not three colours: it cannot "
+                             "take flow; choose another network")  # fmt: skip
         stem.weight = nn.Parameter(mean_over_colours(stem.weight.detach(), channels))
         stem.in_channels = channels
 

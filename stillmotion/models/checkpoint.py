@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stillmotion.models.adapters import mean_over_colours
 from stillmotion.models.encoder import Encoder
 
 log = logging.getLogger(__name__)
@@ -184,8 +185,8 @@ def copy_weights(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> 
             fitting[target] = tensor.reshape(own[target].shape)
         elif _of_colours(tensor, own[target]) and any(view.kind == "flow" for view in encoder.views.values()):
             # As `take_flow` does it with the network's own first convolution.
-            mean = tensor.reshape(len(tensor), 3, *own[target].shape[2:]).mean(1, keepdim=True)
-            fitting[target] = mean.expand(own[target].shape)
+            colours = tensor.reshape(len(tensor), 3, *own[target].shape[2:])
+            fitting[target] = mean_over_colours(colours, own[target].shape[1])
         elif target in of_classes and tensor.shape[1:] == own[target].shape[1:]:
             left_out[name] = f"classifier of {tensor.shape[0]} classes, here {own[target].shape[0]}"
             dropped[target] = left_out[name]

@@ -74,6 +74,8 @@ def create_model(
         encoder = _builder(name)(name, num_classes, weights, taps, overrides, options)
         (seen,) = encoder.views.values()
         if seen.kind == "flow":
+            if name.startswith("hf/"):
+                raise ValueError(f"{name}: sees colours only; give a flow view to another network")
             take_flow(encoder, seen)
         shared = {"name": name, "num_classes": num_classes, "taps": list(taps), "view": seen.to_dict()}
         encoder.config = {**shared, **options, **encoder.config}  # what a repository brought
@@ -114,8 +116,10 @@ def _is_trained(name: str) -> bool:
 def _load_run(
     config: ModelConfig, *, num_classes: int, class_names: Sequence[str] | None = None, taps: Sequence[str] = ()
 ) -> Encoder:
-    if config.options:
-        option = next(iter(config.options))
+    options = dict(config.options)
+    taps = (*taps, *options.pop("taps", ()))
+    if options:
+        option = next(iter(options))
         raise ValueError(f"{config.name}: option {option!r} cannot change a trained network; name the architecture")
     if config.weights == "default":
         raise ValueError(f"{config.name}: weights=default is for library networks; leave it out to take the run's own")

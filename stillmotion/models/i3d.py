@@ -14,7 +14,7 @@ from stillmotion.models.adapters import VideoEncoder
 from stillmotion.view import View
 
 HALF = (0.5, 0.5, 0.5)
-"""Mean and std that bring 0..1 to [-1, 1]; of flow, the coding with bound 20."""
+"""Mean and std that bring 0..1 to [-1, 1]. Flow is in units of its bound, 20 pixels, already."""
 RGB_VIEW = View(num_frames=64, fps=25.0, mean=HALF, std=HALF)
 FLOW_VIEW = View(kind="flow", num_frames=64, fps=25.0)
 I3DS = {"i3d_rgb": RGB_VIEW, "i3d_flow": FLOW_VIEW}

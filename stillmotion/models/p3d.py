@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillmotion.data.flow import LEVELS
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.folding import conv_norm, forget_folded
 from stillmotion.models.temporal import TemporalConv, halve_time, split_time
@@ -244,12 +245,16 @@ class P3d(Encoder):
         names = self._caffe_names()
         adapted = {names.get(name, name): tensor.squeeze() if name.startswith("bn") else tensor
                    for name, tensor in state.items()}  # fmt: skip
-        if (stem := adapted.get("conv1.weight")) is not None and stem.shape[1] == 3:
+        if (stem := adapted.get("conv1.weight")) is None:
+            return adapted
+        if stem.shape[1] == 3:
             adapted["conv1.weight"] = stem.flip(1)  # its channels are BGR
-            mean = tuple(value / 255 for value in reversed(CAFFE_BGR))
-            own = self.views["clip"].to_dict() | {"mean": mean, "std": (1 / 255,) * 3}
-            self.views = {"clip": View.from_dict(own)}
-            self.config = {**self.config, "view": self.views["clip"].to_dict()}
+        mean, std = tuple(value / 255 for value in reversed(CAFFE_BGR)), 1 / 255
+        if self.views["clip"].kind == "flow":
+            mean, std = (0.0,) * 3, 1 / LEVELS  # bytes less 128
+        own = self.views["clip"].to_dict() | {"mean": mean, "std": (std,) * 3}
+        self.views = {"clip": View.from_dict(own)}
+        self.config = {**self.config, "view": self.views["clip"].to_dict()}
         return adapted
 
     def _caffe_names(self) -> dict[str, str]:

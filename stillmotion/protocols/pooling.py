@@ -22,13 +22,14 @@ def softmax(logits: Floats) -> Floats:
     return np.asarray(exp / exp.sum(-1, keepdims=True), np.float32)
 
 
-def pool_clips(logits: Floats, pooling: Pooling) -> Floats:
+def pool_clips(logits: Floats, pooling: Pooling, *, exclusive: bool = True) -> Floats:
     """One row of logits a video from those of its clips and crops.
 
     Args:
         logits: (S, N, K), N clips times crops.
         pooling: `scores` takes the mean of the clips' scores (softmax), and gives its logarithm. `logits` takes the
             mean of the logits: that of a linear classifier on the mean of the clips' features.
+        exclusive: Whether a video has one class. Otherwise the score of a class is a sigmoid, and the result its logit.
 
     Returns:
         (S, K).
@@ -44,6 +45,9 @@ def pool_clips(logits: Floats, pooling: Pooling) -> Floats:
     if pooling == "logits":
         return np.asarray(logits.mean(1), np.float32)
     if pooling == "scores":
+        if not exclusive:
+            mean = (1.0 / (1.0 + np.exp(-logits.astype(np.float64)))).mean(1)
+            return np.asarray(np.log(np.maximum(mean, TINY)) - np.log(np.maximum(1.0 - mean, TINY)), np.float32)
         return np.asarray(np.log(np.maximum(softmax(logits).mean(1), TINY)), np.float32)
     raise ValueError(f"pooling={pooling!r}: choose logits or scores")
 

@@ -25,8 +25,8 @@ from stillmotion.results import (
     write_results,
 )
 from stillmotion.run import Run
-from stillmotion.tally import MAIN, Entry, Tally, load_views
-from stillmotion.tasks import Classification, make_task
+from stillmotion.tally import KINDS, MAIN, Entry, Tally, load_views
+from stillmotion.tasks import make_task
 from stillmotion.trials import Trial, label_of
 
 COSTS_FILE = "costs.json"
@@ -107,7 +107,7 @@ def _add_seed(plan: Plan, entry: Entry, seed: int, trials: Sequence[Trial]) -> N
     known: dict[str, list[float]] = {}
     for folder in folders:
         for name, metric in Run(folder).results()[0]["metrics"].items():
-            if metric["mean"] is not None and not name.startswith(("top", "mean_class", "unreadable")):
+            if metric["mean"] is not None and not name.startswith((*KINDS, "unreadable")):
                 known.setdefault(name, []).append(metric["mean"])
     entry.further[seed] = {n: float(np.mean(v)) for n, v in known.items() if len(v) == len(folders)}
 
@@ -253,7 +253,11 @@ def _pictures(plan: Plan, tally: Tally, rows: Sequence[Row]) -> str:
         shown.append("![curves](curves.png)")
     by_name = {row["name"]: row["metrics"] for row in rows}
     if len(plan.evaluate) > 1:
-        lines = {r: {v: _point(by_name[r], v) for v in plan.evaluate} for r in plan.rows if r in by_name}
+        lines = {
+            r: {v: _point(by_name[r], v) for v in plan.evaluate if by_name[r][v]["mean"] is not None}
+            for r in plan.rows
+            if r in by_name
+        }
         plot_series(lines, plan.output / "views.png", xlabel="what is seen of a test video", ylabel="%")
         shown.append("![views](views.png)")
     if len(plan.fractions) > 1:
@@ -266,7 +270,7 @@ def _pictures(plan: Plan, tally: Tally, rows: Sequence[Row]) -> str:
         }
         plot_series(lines, plan.output / "labels.png", xlabel="share of labels (%)", ylabel="top1 (%)")
         shown.append("![labels](labels.png)")
-    if not isinstance(tally.task, Classification):
+    if not tally.task.exclusive:
         return "## Pictures\n\n" + "\n".join(shown)
     for label in tally.entries:
         matrix, names = tally.confusion(label), list(tally.task.class_names)

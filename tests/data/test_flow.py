@@ -105,6 +105,8 @@ def test_pairs_stay_inside_the_sample() -> None:
     assert frame_indices(view, 6, None, NO_DRAW).tolist() == [[3, 5, 3, 5, 3, 5]]
     assert frame_indices(view, 2, None, NO_DRAW).tolist() == [[0, 1, 0, 1, 0, 1]]
     assert frame_indices(view, 1, None, NO_DRAW).tolist() == [[0] * 6]
+    still = View(kind="flow", num_frames=2, stride=0)
+    assert frame_indices(still, 9, None, NO_DRAW).tolist() == [[4, 4, 4, 4]], "a clip without motion"
     shifted = View(kind="flow", num_frames=3, moment="last", end="shift")
     assert frame_indices(shifted, 9, None, NO_DRAW).tolist() == [[5, 6, 6, 7, 7, 8]]
     many = View(kind="flow", num_frames=2, stride=3, num_moments=2, moment="uniform")

@@ -1,5 +1,6 @@
 """MARS, MERS, D3D and relations: losses by hand, gradients where they must be and nowhere else."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stillmotion.config import MethodConfig
-from stillmotion.methods import build_method
+from stillmotion.config import MethodConfig, ModelConfig
+from stillmotion.methods import METHODS, build_method
 from stillmotion.methods.mimic import Mimic
 from stillmotion.methods.relations import RELATIONS, relation_loss
 from stillmotion.models import create_model
 from stillmotion.models.encoder import StoredFeatures
+from stillmotion.models.factory import load_model
+from stillmotion.models.pretrained import save_pretrained
 from tests.methods.networks import TASK, random_batch, student_backbone, video_teacher
 
 MIDDLE = {"layers": ["middle"]}
@@ -180,6 +183,38 @@ def test_gram_knows_channels_and_no_positions(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(relation_loss(moved, s), torch.tensor(0.0), atol=1e-6, rtol=0.0)
     assert relation_loss(s.roll(1, 1), s).item() > 1e-3
     torch.testing.assert_close(relation_loss(5.0 * s, t, "gram_cosine"), relation_loss(s, t, "gram_cosine"))
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+@pytest.mark.parametrize("shape", [(2, 4, 2, 3, 3), (2, 20, 1, 2, 2)])
+def test_mixed_precision_leaves_relations_alone(relation: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    t = torch.randn(shape).relu()
+    s = t * (1.0 + 0.01 * torch.randn(shape))  # nearly equal: differences of large numbers
+    with torch.autocast("cpu", torch.bfloat16):
+        found = relation_loss(s, t, relation)
+    torch.testing.assert_close(found, relation_loss(s, t, relation))
+    assert found.dtype == torch.float32
+
+
+def test_a_trained_teacher_shows_its_maps(tmp_path: Path) -> None:
+    net = create_model("resnet3d_10", num_classes=3, width=4, view={"size": 16, "num_frames": 4})
+    run = save_pretrained(net, TASK, tmp_path / "run")
+    teacher = load_model(ModelConfig(name=str(run), options={"taps": ["layer4"]}), num_classes=3)
+    student = create_model("resnet3d_10", num_classes=3, width=4, taps=["layer4"], view={"size": 16, "num_frames": 4})
+    method = build_method(MethodConfig(name="relation"), student, {"teacher": teacher}, TASK)
+    clip = torch.randint(0, 256, (2, 1, 4, 3, 16, 16), dtype=torch.uint8)
+    batch = {"student/clip": clip, "teacher/clip": clip, "target": torch.tensor([0, 1]), "index": torch.tensor([0, 1])}
+    assert method(batch)["relation_loss"].item() > 0.0
+    with pytest.raises(ValueError, match="option 'width' cannot change a trained network"):
+        load_model(ModelConfig(name=str(run), options={"width": 8}), num_classes=3)
+
+
+def test_maps_are_not_cached() -> None:
+    assert METHODS["relation"].needs_live({})
+    assert METHODS["mars"].needs_live({"relation": "position"})
+    assert not METHODS["relation"].needs_live({"relation": "none"})
+    assert not METHODS["hallucinate"].needs_live({})
 
 
 def test_maps_that_do_not_fit_are_refused() -> None:

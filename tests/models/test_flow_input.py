@@ -52,5 +52,15 @@ def test_weights_of_colours_become_their_mean(
     )
     for channel in range(channels):
         torch.testing.assert_close(mine[:, channel], theirs.mean(1))
-    others = {k: v for k, v in colours.state_dict().items() if v.shape != mine.shape and v.ndim != mine.ndim}
-    assert all(torch.equal(net.state_dict()[k], v) for k, v in others.items())
+    stem = next(k for k, v in net.state_dict().items() if v is mine or (v.shape == mine.shape and torch.equal(v, mine)))
+    kept = {k: v for k, v in net.state_dict().items() if k != stem}
+    assert all(torch.equal(v, colours.state_dict()[k]) for k, v in kept.items())
+
+
+def test_networks_that_cannot_take_flow_say_so() -> None:
+    with pytest.raises(ValueError, match="its first convolution takes 48 channels, not three colours"):
+        create_model("timm/tresnet_m", num_classes=2, view=FLOW)
+    pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match="hf/videomae: sees colours only; give a flow view to another network"):
+        create_model("hf/videomae", num_classes=2, view=FLOW, hidden_size=16, num_hidden_layers=1,
+                     num_attention_heads=2)  # fmt: skip

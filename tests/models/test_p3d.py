@@ -311,6 +311,11 @@ def test_official_caffe_blobs(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.array(view.mean) * 255, [123, 117, 104])
     assert view.std == (1 / 255,) * 3
     assert encoder.config["view"]["mean"] == view.mean
+    flow_view = {"size": 64, "kind": "flow"}
+    flow = create_model("p3d_199", num_classes=3, width=2, weights=str(tmp_path / "p3d.npz"), view=flow_view)
+    assert (flow.views["clip"].mean, flow.views["clip"].std) == ((0.0,) * 3, (1 / 127,) * 3), "bytes less 128"
+    stem = source.state_dict()["conv1.weight"].mean(1)
+    assert all(torch.equal(flow.state_dict()["conv1.weight"][:, k], stem) for k in range(2))
 
 
 @pytest.mark.parametrize("content", ["objects", "truncated"])
