@@ -65,7 +65,9 @@ def test_parameters_and_cost_counted_by_hand(name: str, channels: int, known: in
         encoder.reset_classifier(400)
         assert sum(p.numel() for p in encoder.parameters()) == params + 1025 * 400
     (view,) = encoder.views.values()
-    assert (view.size, view.num_frames, view.fps, view.mean, view.std) == ((224, 224), 64, 25, (0.5,) * 3, (0.5,) * 3)
+    # Colours are brought to [-1, 1]; flow is, by its bound.
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if channels == 3 else ((0.0,) * 3, (1.0,) * 3)
+    assert (view.size, view.num_frames, view.fps, view.mean, view.std) == ((224, 224), 64, 25, mean, std)
     assert (view.kind, encoder.embedding_dim) == ("flow" if channels == 2 else "rgb", 1024)
 
 
