@@ -108,23 +108,28 @@ def plot_curves(
     for axis, (heading, lines) in zip(axes, panels.items(), strict=True):
         for i, name in enumerate(runs):
             if name in lines:
-                _draw_curves(axis, lines[name], name, COLOURS[i % len(COLOURS)])
+                dashes = ("-", "--", ":")[i // len(COLOURS) % 3]
+                _draw_curves(axis, lines[name], name, COLOURS[i % len(COLOURS)], dashes)
         axis.set_title(heading, **TITLE)
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     longest = max(axes, key=lambda a: len(a.get_lines()))
-    if len(runs) > 1:
+    if len(runs) > len(COLOURS):  # they would hide the curves
+        handles = longest.get_legend_handles_labels()[0]
+        figure.legend(handles=handles, loc="outside lower center", ncols=6, **LEGEND)
+    elif len(runs) > 1:
         longest.legend(**LEGEND)
     if title:
         figure.suptitle(title, fontsize=12)
     return save_figure(figure, png)
 
 
-def _draw_curves(axis: "Axes", curves: Sequence[Curve], name: str, colour: str) -> None:
+def _draw_curves(axis: "Axes", curves: Sequence[Curve], name: str, colour: str, dashes: str) -> None:
     epochs = sorted(set.intersection(*(set(c) for c in curves)))
     values = np.array([[c[e] for e in epochs] for c in curves])
     shown = [e + 1 for e in epochs]
-    axis.plot(shown, values.mean(0), color=colour, label=name, lw=1.8, marker="o" if len(epochs) < 3 else None, ms=4)
+    axis.plot(shown, values.mean(0), color=colour, label=name, lw=1.8, ls=dashes, ms=4,
+              marker="o" if len(epochs) < 3 else None)  # fmt: skip
     if len(curves) > 1:
         axis.fill_between(shown, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
 
