@@ -170,7 +170,7 @@ def _classify(
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
-    known = [s for s in work.train if s.id in found and work.task.target in s.targets]
+    known = [s for s in work.train if s.id in found and work.task.has_label(s)]
     tested = [s for s in work.test if s.id in found]
     y = work.task.encode_all(known)
     for table, number in ((work.train, len(set(y.tolist())) - 1), (work.test, len(tested))):

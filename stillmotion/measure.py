@@ -212,7 +212,7 @@ def learned(method: Method, train: Table, test: Table, task: Task, reading: Read
     """How much of its teacher's feature a method's student has learned, told on the test split.
 
     Args:
-        method: One whose result has `hallucinated` and `hallucination_target`; others give nothing.
+        method: One that hallucinates, with its teacher; others give nothing.
         train: Samples whose mean features are the reference.
         test: Samples that count.
         task: Its classes.
@@ -221,12 +221,12 @@ def learned(method: Method, train: Table, test: Table, task: Task, reading: Read
     Raises:
         ValueError: The teacher's features are stored, and not for these samples.
     """
+    if not (method.hallucinates and method.frozen):
+        return {}
     names = ("hallucinated", "hallucination_target")
     method.to(reading.device).eval()
     views = method.views()
     found = collect(test, reading.loader(test, task, views), method, reading.device, names)
-    if not all(name in found.outputs for name in names):
-        return {}
     known = collect(train, reading.loader(train, task, views), method, reading.device, names[1:])
     guess, target = (found.outputs[name] for name in names)
     return explained(guess, target, found.targets, known.outputs[names[1]], known.targets, task)

@@ -79,8 +79,7 @@ class Tally:
     def __init__(
         self, entries: Sequence[Entry], samples: Sequence[Sample], task: Task, subsets: Mapping[str, Mapping[str, str]]
     ) -> None:
-        known = task.labelled(task.encode_all(samples))
-        labelled = [s for s, has in zip(samples, known, strict=True) if has]
+        labelled = [s for s in samples if task.has_label(s)]
         found = [ids for e in entries for views in e.seeds.values() for ids in views.values()]
         self.samples = [s for s in labelled if all(s.id in ids for ids in found)]
         self.unreadable = sorted({s.id for s in labelled} - {s.id for s in self.samples})

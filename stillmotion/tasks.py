@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillmotion.data.table import Sample, Table, TableError, split_labels
-from stillmotion.protocols.pooling import hit_at_k, mean_average_precision, softmax
+from stillmotion.protocols.pooling import hit_at_k, mean_average_precision, sigmoid, softmax
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +71,10 @@ class Task(ABC):
             TableError: The label is not among the classes.
         """
 
+    def has_label(self, sample: Sample) -> bool:
+        """Whether the table names a class of a sample."""
+        return bool(self.names([v for v in [sample.targets.get(self.target)] if v is not None]))
+
     @abstractmethod
     def marks(self, targets: Targets) -> NDArray[np.bool_]:
         """True classes of every sample, (S, K); none without a label."""
@@ -86,9 +90,7 @@ class Task(ABC):
 
     def scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities of the classes, (..., K)."""
-        if self.exclusive:
-            return softmax(logits)
-        return np.asarray(1.0 / (1.0 + np.exp(-logits.astype(np.float64))), np.float32)
+        return softmax(logits) if self.exclusive else np.asarray(sigmoid(logits), np.float32)
 
     @abstractmethod
     def right(self, logits: Any, targets: Any) -> Any:

@@ -208,7 +208,7 @@ def prepare(job: Job, parts: Parts, task: Task) -> Engine:
         method.student.compile()
     train = parts.train
     if not method.learns_unlabelled:
-        train = train.select(lambda sample: bool(task.labelled(task.encode_all([sample]))[0]))
+        train = train.select(task.has_label)
     loaders = VideoLoaders(train, parts.val, task, method.views(), job.data, job.optim, seed=job.seed)
     enough = math.ceil(job.optim.min_steps / loaders.steps_per_epoch)
     optim = replace(job.optim, epochs=max(job.optim.epochs, enough))
@@ -250,8 +250,7 @@ def deliver(job: Job, engine: Engine, parts: Parts, task: Task, device: torch.de
         errors |= tested.predictions.errors
         faults |= tested.predictions.faults
         metrics, cost = {**tested.metrics, **metrics}, tested.cost
-        if engine.method.frozen and engine.method.hallucinates:
-            metrics |= learned(engine.method, parts.train, parts.test, task, reading)
+        metrics |= learned(engine.method, parts.train, parts.test, task, reading)
     run.write_broken(job.table, errors, faults)
     run.write_json("report.json", {**report, "unreadable": len(errors), "partly_readable": len(faults)})
     draw_curves(run, engine)

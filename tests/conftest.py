@@ -54,12 +54,18 @@ def make_video() -> MakeVideo:
     return make
 
 
+def write_table(folder: Path, make_video: MakeVideo, *, train: int, test: int, num_frames: int) -> Path:
+    """Two classes in turn, videos of noise."""
+    rng, lines = np.random.default_rng(0), ["path,label,split"]
+    for k in range(train + test):
+        noise = rng.integers(0, 256, (num_frames, 6, 8, 3), np.uint8)
+        make_video(folder / f"{k}.mp4", noise.repeat(8, 1).repeat(8, 2))
+        lines.append(f"{k}.mp4,{'ab'[k % 2]},{'train' if k < train else 'test'}")
+    (folder / "table.csv").write_text("\n".join(lines))
+    return folder / "table.csv"
+
+
 @pytest.fixture
 def tiny_table(tmp_path: Path, make_video: MakeVideo) -> Path:
     """Two classes, five training and two test videos of 20 frames."""
-    rng, lines = np.random.default_rng(0), ["path,label,split"]
-    for k in range(7):
-        make_video(tmp_path / f"{k}.mp4", rng.integers(0, 256, (20, 6, 8, 3), np.uint8).repeat(8, 1).repeat(8, 2))
-        lines.append(f"{k}.mp4,{'ab'[k % 2]},{'train' if k < 5 else 'test'}")
-    (tmp_path / "table.csv").write_text("\n".join(lines))
-    return tmp_path / "table.csv"
+    return write_table(tmp_path, make_video, train=5, test=2, num_frames=20)

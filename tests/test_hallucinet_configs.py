@@ -1,33 +1,19 @@
 """The HalluciNet recipes: they parse, say what they must, and their tiny size runs."""
 
 import inspect
-import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from stillmotion import api
 from stillmotion.__main__ import main
 from stillmotion.models.resnext3d import VIEW
 from stillmotion.results import read_results
 from stillmotion.view import View
+from tests.recipes import CONFIGS, commands_of, settings_of
 
-FOLDER = Path(__file__).parents[1] / "configs" / "hallucinet"
+FOLDER = CONFIGS / "hallucinet"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
-
-
-def settings_of(path: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = yaml.safe_load(path.read_text())
-    return settings
-
-
-def commands_of(path: Path) -> list[list[str]]:
-    """Commands of the comment, with continued lines joined."""
-    comment = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
-    joined = "\n".join(comment).replace("\\\n", " ")
-    return [shlex.split(line)[1:] for line in joined.splitlines() if line.startswith("stillmotion ")]
 
 
 def test_the_five_recipes_are_there() -> None:

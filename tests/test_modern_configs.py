@@ -1,26 +1,21 @@
 """One-frame students of video transformers: the tiny recipe is the full one made small, and runs."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from stillmotion.__main__ import main
 from stillmotion.models.hf import FAMILIES
 from stillmotion.results import read_results
 
 pytest.importorskip("transformers")
-FOLDER = Path(__file__).parents[1] / "configs" / "modern"
+from tests.recipes import CONFIGS, settings_of
 
-
-def settings_of(name: str) -> dict[str, Any]:
-    settings: dict[str, Any] = yaml.safe_load((FOLDER / name).read_text())
-    return settings
+FOLDER = CONFIGS / "modern"
 
 
 def test_the_tiny_recipe_differs_in_sizes_only() -> None:
-    full, tiny = settings_of("ucf_static.yaml"), settings_of("ucf_static_tiny.yaml")
+    full, tiny = settings_of(FOLDER / "ucf_static.yaml"), settings_of(FOLDER / "ucf_static_tiny.yaml")
     assert full["rows"].keys() == tiny["rows"].keys()
     for name, row in full["rows"].items():
         small = tiny["rows"][name]
@@ -43,6 +38,6 @@ def test_tiny_size_runs(tiny_table: Path, tmp_path: Path, monkeypatch: pytest.Mo
     arguments = ["compare", "--config", "configs/modern/ucf_static_tiny.yaml", str(tiny_table), "--output", str(run)]
     assert main(arguments) == 0
     rows = {row["name"]: row["metrics"] for row in read_results(run)}
-    expected = settings_of("ucf_static.yaml")
+    expected = settings_of(FOLDER / "ucf_static.yaml")
     assert rows.keys() == {*expected["rows"], *expected["baselines"]}
     assert "hallucinated_r2" in rows["vjepa2"]

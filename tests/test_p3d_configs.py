@@ -1,36 +1,22 @@
 """The P3D recipes: the tiny one is the full one made small, and runs."""
 
 import inspect
-import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from stillmotion import api
 from stillmotion.__main__ import main
 from stillmotion.models.p3d import P3DS
 from stillmotion.protocols.feature_file import read_features
 from stillmotion.results import read_results
+from tests.recipes import CONFIGS, commands_of, settings_of
 
-FOLDER = Path(__file__).parents[1] / "configs" / "p3d"
-
-
-def commands_of(path: Path) -> list[list[str]]:
-    """Commands of the comment, with continued lines joined."""
-    comment = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
-    joined = "\n".join(comment).replace("\\\n", " ")
-    return [shlex.split(line)[1:] for line in joined.splitlines() if line.startswith("stillmotion ")]
-
-
-def settings_of(name: str) -> dict[str, Any]:
-    settings: dict[str, Any] = yaml.safe_load((FOLDER / name).read_text())
-    return settings
+FOLDER = CONFIGS / "p3d"
 
 
 def test_table1_says_what_the_paper_says() -> None:
-    full, tiny = settings_of("table1_ucf101.yaml"), settings_of("table1_tiny.yaml")
+    full, tiny = settings_of(FOLDER / "table1_ucf101.yaml"), settings_of(FOLDER / "table1_tiny.yaml")
     orders = {name: row["student"].get("options", {}).get("order") for name, row in full["rows"].items()}
     assert orders == {"resnet50": None, "p3d_a": "A", "p3d_b": "B", "p3d_c": "C", "p3d": "ABC", "p3d_acb": "ACB",
                       "p3d_random": orders["p3d_random"]}  # fmt: skip
@@ -57,7 +43,7 @@ def test_there_is_one_for_each_table() -> None:
 
 @pytest.mark.parametrize("path", PROTOCOLS, ids=lambda p: p.stem)
 def test_recipe_says_what_it_needs(path: Path) -> None:
-    text, settings = path.read_text(), settings_of(path.name)
+    text, settings = path.read_text(), settings_of(path)
     command = api.train if "student" in settings else api.features
     assert set(settings) <= set(inspect.signature(command).parameters)
     for word in ("# Data needed:", "# Weights:", "# Published (", "# Hardware and time:", "# Tiny"):
@@ -90,7 +76,7 @@ def test_tiny_size_of_a_protocol_runs(
     found = read_features(run / "features.parquet")
     wide = {"prob": 2, "embedding": 2048, "layer4:map": 2048, "layer3:map": 1024 * 2 * 2}
     assert {tap: x.shape for tap, x in found.arrays.items()} == {
-        tap: (7, wide[tap]) for tap in settings_of(path.name)["taps"]
+        tap: (7, wide[tap]) for tap in settings_of(path)["taps"]
     }
     assert main(["svm", str(run / "features.parquet"), str(tiny_table), "--tap", "embedding"]) == 0
 
@@ -100,5 +86,5 @@ def test_tiny_size_runs(tiny_table: Path, tmp_path: Path, monkeypatch: pytest.Mo
     run = tmp_path / "run"
     assert main(["compare", "--config", "configs/p3d/table1_tiny.yaml", str(tiny_table), "--output", str(run)]) == 0
     rows = {row["name"]: row for row in read_results(run)}
-    assert rows.keys() == settings_of("table1_ucf101.yaml")["rows"].keys()
+    assert rows.keys() == settings_of(FOLDER / "table1_ucf101.yaml")["rows"].keys()
     assert all({"top1", "top1_video"} <= row["metrics"].keys() for row in rows.values())

@@ -9,6 +9,7 @@ from stillmotion.view import FlowConfig
 
 Grey = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
+SMALLEST = 16
 LEVELS = 127
 """Byte 128 is no motion, 1 and 255 are the bound: zero is exact and both directions are coded alike."""
 
@@ -35,12 +36,11 @@ def optical_flow(pairs: Sequence[tuple[Grey, Grey]], method: str = "dis") -> lis
     if min(pairs[0][0].shape) < SMALLEST:
         return [np.zeros((*first.shape, 2), np.float32) for first, _ in pairs]
     calculate = METHODS[method]()
-    still = np.zeros((*pairs[0][0].shape, 2), np.float32)
-    # Of two equal frames TV-L1 and DIS make something other than nothing now and then, and cost as much as ever.
-    return [still.copy() if np.array_equal(a, b) else np.asarray(calculate(a, b), np.float32) for a, b in pairs]
-
-
-SMALLEST = 16
+    # Between equal frames nothing moves, which need not be computed.
+    return [
+        np.zeros((*a.shape, 2), np.float32) if np.array_equal(a, b) else np.asarray(calculate(a, b), np.float32)
+        for a, b in pairs
+    ]
 
 
 def _dis() -> Callable[[Grey, Grey], NDArray[np.float32]]:

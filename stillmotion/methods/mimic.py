@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillmotion.methods.base import Distillation, check_moments, has_logits
-from stillmotion.methods.hallucinate import feature_dim, feature_of, shuffled_order
+from stillmotion.methods.hallucinate import shuffled_order
 from stillmotion.methods.relations import relation_loss
 from stillmotion.models.encoder import Batch, Encoder, StoredFeatures
 from stillmotion.tasks import Task
@@ -80,9 +80,8 @@ class Mimic(Distillation):
     def _check(self, teacher: Encoder) -> None:
         check_moments(self.student, teacher)
         if self.weight and self.target == "embedding":
-            wanted = feature_dim(teacher, "embedding")
-            if self.student.embedding_dim != wanted:
-                self.project = nn.Linear(self.student.embedding_dim, wanted)
+            if self.student.embedding_dim != teacher.embedding_dim:
+                self.project = nn.Linear(self.student.embedding_dim, teacher.embedding_dim)
         elif self.weight:
             same = has_logits(teacher) and teacher.num_classes == self.student.num_classes
             if not same:
@@ -130,13 +129,13 @@ class Mimic(Distillation):
 
     def _guess(self, out: Mapping[str, Tensor]) -> Tensor:
         if self.target == "embedding":
-            led: Tensor = self.project(feature_of(out, "embedding"))
+            led: Tensor = self.project(out["embedding"])
             return led.float()
         return self._wanted(out)
 
     def _wanted(self, out: Mapping[str, Tensor]) -> Tensor:
         if self.target == "embedding":
-            return feature_of(out, "embedding").float()
+            return out["embedding"].float()
         logits = out["moment_logits"].float()
         if self.target == "logits":
             return logits

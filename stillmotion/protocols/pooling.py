@@ -22,6 +22,11 @@ def softmax(logits: Floats) -> Floats:
     return np.asarray(exp / exp.sum(-1, keepdims=True), np.float32)
 
 
+def sigmoid(logits: Floats) -> NDArray[np.float64]:
+    """Scores that do not exclude each other, in double precision."""
+    return np.asarray(1.0 / (1.0 + np.exp(-logits.astype(np.float64))))
+
+
 def pool_clips(logits: Floats, pooling: Pooling, *, exclusive: bool = True) -> Floats:
     """One row of logits a video from those of its clips and crops.
 
@@ -46,7 +51,7 @@ def pool_clips(logits: Floats, pooling: Pooling, *, exclusive: bool = True) -> F
         return np.asarray(logits.mean(1), np.float32)
     if pooling == "scores":
         if not exclusive:
-            mean = (1.0 / (1.0 + np.exp(-logits.astype(np.float64)))).mean(1)
+            mean = sigmoid(logits).mean(1)
             return np.asarray(np.log(np.maximum(mean, TINY)) - np.log(np.maximum(1.0 - mean, TINY)), np.float32)
         return np.asarray(np.log(np.maximum(softmax(logits).mean(1), TINY)), np.float32)
     raise ValueError(f"pooling={pooling!r}: choose logits or scores")

@@ -127,7 +127,7 @@ def _predict(
     from sklearn.svm import LinearSVC
 
     rows = {s.id: i for i, s in enumerate(table)}
-    y = np.array([task.encode(s) for s in table], np.int64)
+    y = task.encode_all(table)
     ids: list[str] = []
     parts, notes = [], []
     for train, test in folds:
@@ -145,7 +145,7 @@ def _predict(
 
 
 def _metrics(predictions: Predictions, task: Classification, *, ranked: bool) -> dict[str, float]:
-    marks = np.eye(task.num_outputs, dtype=np.bool_)[predictions.targets]
+    marks = task.marks(predictions.targets)
     metrics = task.metrics(predictions.logits, predictions.targets)
     if task.num_outputs > 3:
         metrics = {"top1": metrics.pop("top1"), "top3": hit_at_k(predictions.logits, marks, 3), **metrics}

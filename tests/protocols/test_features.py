@@ -19,7 +19,7 @@ from stillmotion.protocols.feature_file import read_features
 from stillmotion.protocols.features import extract_features
 from stillmotion.tasks import Classification
 from stillmotion.view import NO_DRAW
-from tests.conftest import MakeVideo
+from tests.conftest import MakeVideo, write_table
 
 HERE: dict[str, Any] = {"workers": 0, "device": "cpu", "batch_size": 2}
 TAPS = ["prob", "embedding", "layer3", "layer2:map"]
@@ -27,12 +27,7 @@ TAPS = ["prob", "embedding", "layer3", "layer2:map"]
 
 @pytest.fixture
 def table(tmp_path: Path, make_video: MakeVideo) -> Table:
-    rng, lines = np.random.default_rng(0), ["path,label,split"]
-    for i in range(5):
-        make_video(tmp_path / f"{i}.mp4", rng.integers(0, 256, (14, 6, 8, 3), np.uint8).repeat(8, 1).repeat(8, 2))
-        lines.append(f"{i}.mp4,{'ab'[i % 2]},{'train' if i < 3 else 'test'}")
-    (tmp_path / "table.csv").write_text("\n".join(lines))
-    return read_table(tmp_path / "table.csv")
+    return read_table(write_table(tmp_path, make_video, train=3, test=2, num_frames=14))
 
 
 @pytest.fixture
