@@ -71,11 +71,13 @@ class Encoder(nn.Module):
             outputs: Values of shape (B, N, ...).
 
         Returns:
-            The same with `logits` (B, num_classes) and `moment_logits` (B, N, num_classes).
+            The same with `logits` (B, num_classes), also those of parts of the network (`logits_<part>`), and
+            `moment_logits` (B, N, num_classes).
         """
         if "logits" not in outputs:
             return outputs
-        return {**outputs, "moment_logits": outputs["logits"], "logits": outputs["logits"].mean(1)}
+        joined = {name: value.mean(1) for name, value in outputs.items() if name.startswith("logits")}
+        return {**outputs, "moment_logits": outputs["logits"], **joined}
 
     def from_batch(self, batch: Batch, role: str) -> dict[str, Tensor]:
         """Takes the views of one role out of a batch, whose tensors are (B, N, ...), and runs the network.

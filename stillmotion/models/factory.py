@@ -9,6 +9,7 @@ from stillmotion.models.adapters import ImageEncoder, take_flow
 from stillmotion.models.catalogue import ModelInfo, list_models
 from stillmotion.models.checkpoint import WeightsReport, load_weights
 from stillmotion.models.encoder import Encoder
+from stillmotion.models.fusion import STREAMS, FusedStreams
 from stillmotion.models.hf import build_hf
 from stillmotion.models.libraries import (
     build_timm,
@@ -40,7 +41,7 @@ def create_model(
     Args:
         name: `timm/<name>`, `torchvision/<name>`, `pseudo3d/<name>` (of timm; `pseudo3d/torchvision/<name>`),
             `resnext3d_101`, `p3d_63` and relatives, `c3d`, `i3d_rgb`, `i3d_flow`, `hf/videomae` and relatives,
-            `hallucinating`, or a run folder.
+            `hallucinating`, `fused` (networks made of others), or a run folder.
         num_classes: Width of `logits`; 0 for none.
         weights: None starts at random; `default` downloads the library's own; else a local safetensors or checkpoint
             file; for `hf/...` also a name on the Hub or a folder. `encoder.weights_report` tells what was taken.
@@ -68,8 +69,9 @@ def create_model(
         config = ModelConfig(name=name, weights=weights, options=options, view=overrides)
         return _load_run(config, num_classes=num_classes, taps=taps)
     encoder: Encoder
-    if name == "hallucinating":
-        encoder = _build_student(num_classes, taps, overrides, options)
+    if name in COMPOSITE:
+        with options_of(name):
+            encoder = COMPOSITE[name](num_classes, taps, overrides, dict(options))
     else:
         encoder = _builder(name)(name, num_classes, weights, taps, overrides, options)
         (seen,) = encoder.views.values()
@@ -109,7 +111,7 @@ def _is_trained(name: str) -> bool:
     if is_run(name):
         return True
     library, _, rest = name.partition("/")
-    known = library in ("timm", "torchvision", "pseudo3d", "hf") or name in OWN or name == "hallucinating"
+    known = library in ("timm", "torchvision", "pseudo3d", "hf") or name in OWN or name in COMPOSITE
     return not known and (Path(name).is_dir() or bool(rest))
 
 
@@ -155,7 +157,7 @@ def _builder(name: str) -> Builder:
         return build_hf
     if name in OWN:
         return _build_own
-    raise unknown_name(name, [*OWN, "hallucinating"])
+    raise unknown_name(name, [*OWN, *COMPOSITE])
 
 
 def _build_own(
@@ -188,11 +190,25 @@ def _build_pseudo3d(
 def _build_student(
     num_classes: int, taps: Sequence[str], view: dict[str, Any], options: dict[str, Any]
 ) -> HallucinatingStudent:
-    options = dict(options)
     if not isinstance(options.get("backbone"), Mapping) or "name" not in options["backbone"]:
         raise ValueError("hallucinating needs backbone={name: ...}, the network that it extends")
     backbone: dict[str, Any] = {"num_classes": 0, **options.pop("backbone")}
     backbone["view"] = {**backbone.get("view", {}), **view}
     backbone["taps"] = list(taps) or backbone.get("taps", [])
-    with options_of("hallucinating"):
-        return HallucinatingStudent(create_model(**backbone), num_classes=num_classes, **options)
+    return HallucinatingStudent(create_model(**backbone), num_classes=num_classes, **options)
+
+
+def _build_fused(num_classes: int, taps: Sequence[str], view: dict[str, Any], options: dict[str, Any]) -> FusedStreams:
+    if taps:
+        raise ValueError("fused: name taps in the options of one of its streams")
+    streams: list[Encoder] = []
+    for stream in STREAMS:
+        if not isinstance(config := options.pop(stream, None), Mapping) or "name" not in config:
+            raise ValueError(f"fused needs {stream}={{name: ...}}, one of the two networks that it joins")
+        full = {"num_classes": num_classes, **config}
+        streams.append(create_model(**{**full, "view": {**full.get("view", {}), **view}}))
+    return FusedStreams(*streams, num_classes=num_classes, **options)
+
+
+COMPOSITE: dict[str, Callable[..., Encoder]] = {"hallucinating": _build_student, "fused": _build_fused}
+"""Networks made of others, whose settings are among their options."""
