@@ -91,6 +91,8 @@ def evaluate(
     *,
     split: str = "test",
     teacher: str | None = None,
+    fuse: list[str] = [],
+    weights_on: str | None = None,
     protocol: Literal["own", "static", "clip", "video"] = "own",
     moment: str | None = None,
     num_moments: int | None = None,
@@ -112,10 +114,13 @@ def evaluate(
     Exit code 1 if a video could not be read; it is counted and listed.
 
     Args:
-        model: Run folder, or a name on the Hugging Face Hub.
+        model: Run folder, or a name on the Hugging Face Hub. With `fuse` also a file, as there.
         table: CSV or Parquet table, or a folder of class folders.
         split: Samples that are measured.
         teacher: Run folder of its teacher: gets a row too, and the first row tells the distance to it.
+        fuse: Further networks, whose probabilities are averaged with the model's (late fusion): run folders, or a
+            `predictions.csv` or `results.json` that an earlier `evaluate --output` wrote.
+        weights_on: Held-out split on which the weights of that mean are chosen; default: all alike.
         protocol: What is seen of a video: `own` as in training; `static` one frame; `clip` one clip; `video` several
             moments in equal parts (`num_moments`, 10), their logits averaged.
         moment: Which moment is seen: centre, first, last, uniform, keyframe.
@@ -136,29 +141,35 @@ def evaluate(
         root: Folder that the table's relative paths start from.
     """
     from stillmotion.evaluate import evaluate as run_evaluate
+    from stillmotion.late_fusion import evaluate_fused
     from stillmotion.results import markdown_table
 
-    rows = run_evaluate(
-        model,
-        table,
-        split=split,
-        teacher=teacher,
-        protocol=protocol,
-        moment=moment,
-        num_moments=num_moments,
-        num_crops=num_crops,
-        pooling=pooling,
-        view=view,
-        output=output,
-        train_split=train_split,
-        target=target,
-        short_side=short_side,
-        packed=packed,
-        workers=workers,
-        batch_size=batch_size,
-        device=device,
-        root=root,
-    )
+    settings: dict[str, Any] = {
+        "split": split,
+        "protocol": protocol,
+        "moment": moment,
+        "num_moments": num_moments,
+        "num_crops": num_crops,
+        "pooling": pooling,
+        "view": view,
+        "output": output,
+        "target": target,
+        "short_side": short_side,
+        "packed": packed,
+        "workers": workers,
+        "batch_size": batch_size,
+        "device": device,
+        "root": root,
+    }
+    if fuse:
+        if teacher is not None:
+            raise ValueError("teacher and fuse: a distance is that of one network; evaluate it without fuse")
+        rows, weights = evaluate_fused([model, *fuse], table, weights_on=weights_on, **settings)
+        print("weights: " + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()))
+    else:
+        if weights_on is not None:
+            raise ValueError(f"weights_on={weights_on}: weighs networks against each other; name some with fuse")
+        rows = run_evaluate(model, table, teacher=teacher, train_split=train_split, **settings)
     print(markdown_table(rows))
     return 1 if any("unreadable" in row["metrics"] for row in rows) else 0
 
