@@ -10,6 +10,7 @@ from stillmotion.methods.base import Method
 from stillmotion.methods.hallucinate import Hallucinate
 from stillmotion.methods.logits import LogitDistillation
 from stillmotion.methods.mimic import D3d, InternalRelation, Mars, Mers
+from stillmotion.methods.stddcn import Stddcn
 from stillmotion.methods.supervised import Supervised
 from stillmotion.models.encoder import Encoder
 from stillmotion.tasks import Task
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "mers": Mers,
     "d3d": D3d,
     "relation": InternalRelation,
+    "stddcn": Stddcn,
 }
 
 
