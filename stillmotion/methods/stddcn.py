@@ -89,9 +89,7 @@ class Stddcn(Method):
         if isinstance(backbone, TwoStream):
             if given:
                 name = next(iter(given))
-                raise ValueError(
-                    f"method.options.{name}: the student is two_stream already; set student.options.{name}"
-                )
+                raise ValueError(f"{name}: this student brings its own; set student.options.{name} where it is made")
             return backbone
         if isinstance(teachers.get("teacher"), StoredFeatures):
             raise ValueError("stddcn trains both streams, so stored features cannot stand for one; give teacher=, the "
