@@ -31,7 +31,7 @@ class Measured:
 
     Args:
         name: As given.
-        frames, size: What it sees of a clip.
+        frames, size: What it sees of a clip, the frames of all its views; the size of the first.
         params: Parameters.
         gmacs: 1e9 multiply-accumulates a clip.
         ms: Median milliseconds of a run, by batch size.
@@ -124,13 +124,14 @@ def _measure(
                 times.setdefault((number, size), []).append(_seconds(run, device))
     found = []
     for number, (config, encoder) in enumerate(zip(models, encoders, strict=True)):
-        (view, *_) = encoder.views.values()
+        (view, *others) = encoder.views.values()
+        frames = sum(v.num_frames * v.num_shown for v in (view, *others))
         cost = count_cost(encoder)
         ms = {size: 1000 * statistics.median(times[number, size]) for size in batch_sizes}
         largest = batch_sizes[-1]
         work = cost.gmacs * (3 if train else 1)  # a backward pass multiplies twice as much
         found.append(Measured(
-            name=config.name, frames=view.num_frames * view.num_shown, size=view.size, params=cost.params,
+            name=config.name, frames=frames, size=view.size, params=cost.params,
             gmacs=cost.gmacs, ms=ms, gmacs_per_s=work * largest / ms[largest] * 1000, memory_mib=memory[number],
         ))  # fmt: skip
     return found

@@ -40,7 +40,7 @@ class MethodConfig:
     """A method by name, with its own settings (`stillmotion list methods`).
 
     Args:
-        name: supervised, hallucinate, logits, mars, mers, d3d, relation, fusion.
+        name: supervised, hallucinate, logits, mars, mers, d3d, relation, fusion, stddcn.
         options: Its settings; unknown ones are refused.
     """
 
@@ -94,8 +94,9 @@ class OptimConfig:
         steps_per_epoch: Cut every epoch after so many steps (None: the whole set).
         batch_size: Samples a step, over all processes.
         accumulate: Parts in which a batch is computed, to save memory.
-        schedule: constant; step: times `gamma` every `step_epochs`; cosine to 0; plateau: times `gamma` after
-            `patience` epochs without a better validation loss.
+        schedule: constant; step: times `gamma` every `step_epochs`, or, where this is a list, after each of these
+            numbers of epochs; cosine to 0; plateau: times `gamma` after `patience` epochs without a better validation
+            loss.
         gamma, step_epochs, patience: See `schedule`.
         warmup_steps: Linear warm-up from 0.
         clip_norm: Largest gradient norm (None: no clipping).
@@ -118,7 +119,7 @@ class OptimConfig:
     accumulate: int = 1
     schedule: Schedule = "step"
     gamma: float = 0.1
-    step_epochs: int = 30
+    step_epochs: int | list[int] = 30
     patience: int = 10
     warmup_steps: int = 0
     clip_norm: float | None = None

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def _to_onnx(encoder: Encoder, facts: Mapping[str, Any]) -> bytes:
 
     # Names of the inputs are those of the views, for `networks.py`.
     batch = torch.export.Dim("batch", min=1)
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "# The axis name", UserWarning)  # two views share the axis
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
             _Graph(encoder).eval(),

@@ -86,19 +86,25 @@ def measure(
     trained = trained or task
     cost = measure_cost(encoder, table, reading)
     found = predict_with(encoder, table, task, reading)
-    if pooling != "logits":
-        if "moment_logits" not in found.outputs:
-            raise ValueError(f"pooling={pooling}: {name} joins its moments itself; leave pooling out")
-        joined = pool_clips(found.outputs["moment_logits"], pooling, exclusive=trained.exclusive)
-        found = replace(found, logits=joined)
-    if trained.exclusive and not task.exclusive:  # logits of a softmax have no order from sample to sample
-        found = replace(found, logits=np.log(np.maximum(trained.scores(found.logits), TINY)))
-    return Measured(name, found, task.metrics(found.logits, found.targets), cost)
+    if pooling != "logits" and "moment_logits" not in found.outputs:
+        raise ValueError(f"pooling={pooling}: {name} joins its moments itself; leave pooling out")
+    joined = {"logits": found.logits} | {n: found.outputs[n] for n in encoder.further_logits if n in found.outputs}
+    for field, logits in joined.items():
+        if pooling != "logits":
+            logits = pool_clips(found.outputs[f"moment_{field}"], pooling, exclusive=trained.exclusive)
+        if trained.exclusive and not task.exclusive:  # logits of a softmax have no order from sample to sample
+            logits = np.log(np.maximum(trained.scores(logits), TINY))
+        joined[field] = logits
+    metrics = task.metrics(joined["logits"], found.targets)
+    for field in [n for n in joined if n != "logits" and metrics]:
+        metrics[f"top1{field.removeprefix('logits')}"] = task.metrics(joined[field], found.targets)["top1"]
+    return Measured(name, replace(found, logits=joined["logits"]), metrics, cost)
 
 
 def predict_with(encoder: Encoder, table: Table, task: Task, reading: Reading) -> Predictions:
     """Predictions with everything that a comparison with a teacher needs."""
-    outputs = ("embedding", "moment_logits", "hallucinated")
+    further = [name for part in encoder.further_logits for name in (part, f"moment_{part}")]
+    outputs = ("embedding", "moment_logits", "hallucinated", *further)
     return predict_table(encoder, table, task, outputs=outputs, **asdict(reading))
 
 

@@ -111,7 +111,9 @@ class Schedule:
     def _decay(self, step: int) -> float:
         match self.config.schedule:
             case "step":
-                return float(self.config.gamma ** (step // self.steps_per_epoch // self.config.step_epochs))
+                epoch, after = step // self.steps_per_epoch, self.config.step_epochs
+                drops = sum(epoch >= end for end in after) if isinstance(after, list) else epoch // after
+                return float(self.config.gamma**drops)
             case "cosine":
                 start, total = self.config.warmup_steps, self.config.epochs * self.steps_per_epoch
                 share = (step - start) / max(1, total - start)

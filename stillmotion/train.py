@@ -3,6 +3,7 @@
 import math
 import sys
 from dataclasses import asdict, dataclass, replace
+from os.path import expandvars
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ class Job:
         given = {name: value for name, value in asdict(self).items() if name not in ("table", "run")}
         models = {"student": self.student, "teacher": self.teacher}
         weights = {role: fingerprint(m.name, m.weights) for role, m in models.items() if m}
+        # Networks within networks: the streams of `two_stream`.
+        inner = {f"{role}.{part}": given for role, m in models.items() if m for part, given in m.options.items()}
+        for part, given in inner.items():
+            if isinstance(given, dict) and "name" in given:
+                weights[part] = fingerprint(expandvars(given["name"]), expandvars(given.get("weights") or ""))
         return {"table": self.table.source, "table_hash": self.table.hash, "root": root, "weights": weights, **given}
 
 

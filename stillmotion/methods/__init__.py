@@ -11,6 +11,7 @@ from stillmotion.methods.fusion import Fusion
 from stillmotion.methods.hallucinate import Hallucinate
 from stillmotion.methods.logits import LogitDistillation
 from stillmotion.methods.mimic import D3d, InternalRelation, Mars, Mers
+from stillmotion.methods.stddcn import Stddcn
 from stillmotion.methods.supervised import Supervised
 from stillmotion.models.encoder import Encoder
 from stillmotion.tasks import Task
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     "d3d": D3d,
     "relation": InternalRelation,
     "fusion": Fusion,
+    "stddcn": Stddcn,
 }
 
 

@@ -12,15 +12,21 @@ from stillmotion.tasks import Task
 
 
 def distillation_loss(
-    logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4.0, exclusive: bool = True
+    logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 4.0,
+    exclusive: bool = True,
+    teacher_grad: bool = False,
 ) -> Tensor:
     """T^2 KL(teacher || student) of the probabilities softened by T, in float32.
 
     Args:
         logits: (B, K).
-        teacher_logits: (B, K). Receives no gradient.
+        teacher_logits: (B, K).
         temperature: T; its square keeps the gradient's size when T changes.
         exclusive: One class of K. Otherwise each class is there or not, and their divergences are added.
+        teacher_grad: Whether the teacher receives a gradient too.
 
     Returns:
         Scalar mean over the batch.
@@ -31,7 +37,8 @@ def distillation_loss(
         >>> distillation_loss(student, teacher)  # 16 (1/4 ln(1/2) + 3/4 ln(3/2)) = 16 (3/4 ln 3 - ln 2)
         tensor(2.0930)
     """
-    soft, target = logits.float() / temperature, teacher_logits.detach().float() / temperature
+    teacher_logits = teacher_logits if teacher_grad else teacher_logits.detach()
+    soft, target = logits.float() / temperature, teacher_logits.float() / temperature
     if exclusive:
         soft, target = F.log_softmax(soft, dim=-1), F.log_softmax(target, dim=-1)
     else:

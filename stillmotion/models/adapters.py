@@ -18,7 +18,12 @@ class ImageEncoder(Encoder):
     Of a flow clip it sees all fields at once, as 2T channels (u, v, u, v, ...).
 
     Subclasses write `forward_net`.
+
+    Attributes:
+        stack: Whether it sees other clips so too: T frames as 3T channels, their differences as 3(T - 1).
     """
+
+    stack: bool = False
 
     def forward_net(self, x: Tensor) -> dict[str, Tensor]:
         """Runs images (B, C, H, W) through the network; `embedding` (B, D) and, with classes, `logits` (B, K)."""
@@ -27,7 +32,7 @@ class ImageEncoder(Encoder):
     def forward_views(self, *inputs: Tensor) -> dict[str, Tensor]:
         (frames,) = inputs
         (view,) = self.views.values()
-        if view.kind == "flow":
+        if self.stack or view.kind == "flow":
             frames = frames.flatten(1, 2)[:, None]
         num_frames = frames.shape[1]
         outputs = self.forward_net(frames.flatten(0, 1)) | self.watched()
@@ -48,26 +53,47 @@ class VideoEncoder(Encoder):
         return self.forward_net(clip.transpose(1, 2)) | self.watched()
 
 
-def take_flow(encoder: Encoder, view: View) -> None:
-    """Gives a network that was built for colours the input channels of a flow view; others stay as they are.
+def take_input(encoder: Encoder, view: View, *, stack: bool = False) -> None:
+    """Gives a network that was built for colours the input channels of its view; others stay as they are.
 
-    Each channel of its first convolution becomes the mean over the three colours (Wang et al., arXiv:1507.02159).
+    Args:
+        encoder: Changed in place.
+        view: Its own.
+        stack: Whether a 2D network is to see all frames at once; of flow it always does.
 
     Raises:
-        ValueError: Its first convolution does not take colours.
+        ValueError: Its first convolution does not take colours, or `stack` is for another network.
     """
+    if not isinstance(stack, bool):
+        raise ValueError(f"stack={stack!r}: give true or false")
+    is_image = isinstance(encoder, ImageEncoder)
+    if stack and not is_image:
+        raise ValueError("stack is for 2D networks, which see frames one by one; this one sees clips: leave it out")
+    if isinstance(encoder, ImageEncoder):
+        encoder.stack = stack
+    if not (stack or view.kind == "flow"):
+        return
     stem = next(m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
-    channels = view.channels * (view.num_frames if isinstance(encoder, ImageEncoder) else 1)
-    if stem.in_channels != channels:
+    fields = view.num_frames - (view.kind == "difference") if is_image else 1
+    if stem.in_channels != view.channels * fields:
         if stem.in_channels != 3:
+            what = "flow" if view.kind == "flow" else "a stack"
             raise ValueError(f"its first convolution takes {stem.in_channels} channels, not three colours: it cannot "
-                             "take flow; choose another network")  # fmt: skip
-        stem.weight = nn.Parameter(mean_over_colours(stem.weight.detach(), channels))
-        stem.in_channels = channels
+                             f"take {what}; choose another network")  # fmt: skip
+        stem.weight = nn.Parameter(spread_colours(stem.weight.detach(), view.channels * fields, view))
+        stem.in_channels = view.channels * fields
 
 
-def mean_over_colours(weight: Tensor, channels: int) -> Tensor:
-    """(D, 3, ...) -> (D, channels, ...)."""
+def spread_colours(weight: Tensor, channels: int, view: View) -> Tensor:
+    """A first convolution for colours as one for what a view stacks, (D, 3, ...) -> (D, channels, ...).
+
+    Pictures keep their colours: each frame gets the kernel of a picture divided by their number, so that a still clip
+    gives what its picture gave. Motion has no colours, and is small: each channel of flow or differences gets the
+    mean over the three, undivided (Wang et al., arXiv:1507.02159 and, for differences, arXiv:1608.00859).
+    """
+    if view.kind == "rgb":
+        frames = channels // 3
+        return weight.repeat(1, frames, *[1] * (weight.ndim - 2)) / frames
     shape = (weight.shape[0], channels, *weight.shape[2:])
     return weight.mean(1, keepdim=True).expand(shape).clone()
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillmotion.models.adapters import mean_over_colours
+from stillmotion.models.adapters import ImageEncoder, spread_colours
 from stillmotion.models.encoder import Encoder
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,8 @@ def load_weights(encoder: Encoder, path: str | Path) -> WeightsReport:
 def copy_weights(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> WeightsReport:
     """As `load_weights`, from tensors in memory."""
     names, own, of_classes = encoder.published_names(), encoder.state_dict(), encoder.classifier_names()
-    state = encoder.adapt_state(state)
+    state, view = encoder.adapt_state(state), next(iter(encoder.views.values()))
+    stacked = view.kind == "flow" or any(isinstance(m, ImageEncoder) and m.stack for m in encoder.modules())
     fitting: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}
     dropped: dict[str, str] = {}
@@ -183,10 +184,10 @@ def copy_weights(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> 
             left_out[name] = "found twice"
         elif _shape(tensor) == _shape(own[target]):
             fitting[target] = tensor.reshape(own[target].shape)
-        elif _of_colours(tensor, own[target]) and any(view.kind == "flow" for view in encoder.views.values()):
-            # As `take_flow` does it with the network's own first convolution.
+        elif _of_colours(tensor, own[target]) and stacked:
+            # As `take_input` does it with the network's own first convolution.
             colours = tensor.reshape(len(tensor), 3, *own[target].shape[2:])
-            fitting[target] = mean_over_colours(colours, own[target].shape[1])
+            fitting[target] = spread_colours(colours, own[target].shape[1], view)
         elif target in of_classes and tensor.shape[1:] == own[target].shape[1:]:
             left_out[name] = f"classifier of {tensor.shape[0]} classes, here {own[target].shape[0]}"
             dropped[target] = left_out[name]

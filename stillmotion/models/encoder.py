@@ -30,6 +30,7 @@ class Encoder(nn.Module):
         embedding_dim: Width of `embedding`.
         num_classes: Width of `logits`; 0 if the network gives none.
         taps: Names of further layers (`named_modules`) whose output the result carries too.
+        further_logits: Names of further outputs that are logits, `logits_<part>`, measured beside `logits`.
         config: JSON data from which `create_model(**config)` rebuilds the architecture, without its weights.
         weights_report: What was taken from a weights file; None for random weights.
         short_side: To which shorter side the frames of its training were reduced before its view; None if not.
@@ -39,6 +40,7 @@ class Encoder(nn.Module):
     embedding_dim: int
     num_classes: int
     taps: tuple[str, ...] = ()
+    further_logits: tuple[str, ...] = ()
     config: dict[str, Any]
     weights_report: "WeightsReport | None" = None
     short_side: int | None = None
@@ -71,19 +73,17 @@ class Encoder(nn.Module):
             outputs: Values of shape (B, N, ...).
 
         Returns:
-            The same with `logits` (B, num_classes), also those of parts of the network (`logits_<part>`), and
-            `moment_logits` (B, N, num_classes).
+            The same with `logits` (B, num_classes) and `moment_logits` (B, N, num_classes); so for `further_logits`.
         """
-        if "logits" not in outputs:
-            return outputs
-        joined = {name: value.mean(1) for name, value in outputs.items() if name.startswith("logits")}
-        return {**outputs, "moment_logits": outputs["logits"], **joined}
+        names = [name for name in ("logits", *self.further_logits) if name in outputs]
+        moments = {f"moment_{name}": outputs[name] for name in names}
+        return {**outputs, **moments, **{name: outputs[name].mean(1) for name in names}}
 
     def from_batch(self, batch: Batch, role: str) -> dict[str, Tensor]:
         """Takes the views of one role out of a batch, whose tensors are (B, N, ...), and runs the network.
 
         Returns:
-            `logits` (B, num_classes); everything else (B, N, ...).
+            `logits` and `further_logits` (B, num_classes); everything else (B, N, ...).
         """
         inputs: Sequence[Tensor] = [batch[f"{role}/{name}"] for name in self.views]
         size, moments = inputs[0].shape[:2]

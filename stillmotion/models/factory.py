@@ -1,11 +1,12 @@
 """Makes every network by name: `timm/<name>`, `torchvision/<name>`, ours, or a trained one by its folder."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stillmotion.config import ModelConfig
-from stillmotion.models.adapters import ImageEncoder, take_flow
+from stillmotion.models.adapters import ImageEncoder, take_input
 from stillmotion.models.catalogue import ModelInfo, list_models
 from stillmotion.models.checkpoint import WeightsReport, load_weights
 from stillmotion.models.encoder import Encoder
@@ -23,6 +24,7 @@ from stillmotion.models.own import OWN
 from stillmotion.models.pretrained import is_run, load_pretrained
 from stillmotion.models.pseudo3d import CLIP_FRAMES, Pseudo3d
 from stillmotion.models.student import HallucinatingStudent
+from stillmotion.models.two_stream import TwoStream
 
 __all__ = ["ModelInfo", "create_model", "list_models", "load_model"]
 
@@ -34,6 +36,7 @@ def create_model(
     weights: str | None = None,
     taps: Sequence[str] = (),
     view: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
     **options: Any,
 ) -> Encoder:
     """Makes a network.
@@ -41,16 +44,18 @@ def create_model(
     Args:
         name: `timm/<name>`, `torchvision/<name>`, `pseudo3d/<name>` (of timm; `pseudo3d/torchvision/<name>`),
             `resnext3d_101`, `p3d_63` and relatives, `c3d`, `i3d_rgb`, `i3d_flow`, `hf/videomae` and relatives,
-            `hallucinating`, `fused` (networks made of others), or a run folder.
+            `hallucinating`, `fused`, `two_stream` (networks made of others), or a run folder.
         num_classes: Width of `logits`; 0 for none.
         weights: None starts at random; `default` downloads the library's own; else a local safetensors or checkpoint
             file; for `hf/...` also a name on the Hub or a folder. `encoder.weights_report` tells what was taken.
         taps: Layers whose output the result carries too, by their dotted names in the network.
         view: Settings of `View` that differ from the network's own.
-        options: Further arguments of the network.
+        class_names: Of the logits, where they are known: a run's classifier is kept for the same ones only.
+        options: Further arguments of the network. `stack` (of 2D networks): see the frames of a clip, or their
+            differences, as channels of one picture, not one by one.
 
-    A view of kind `flow` gives the network two input channels, or, to a 2D one, 2T at once: its first convolution is
-    then the mean over the colours of what it was, as two-stream networks are started; so are those in weights files.
+    A view of kind `flow` gives the network two input channels, or, to a 2D one, 2T at once. Its first convolution then
+    starts from what it was for colours, as `spread_colours` says; so do those in weights files.
 
     Returns:
         Takes (B, T, C, H, W); gives `logits`, `embedding` and the taps. `create_model(**encoder.config)` rebuilds it.
@@ -67,20 +72,20 @@ def create_model(
     overrides = dict(view or {})
     if _is_trained(name):
         config = ModelConfig(name=name, weights=weights, options=options, view=overrides)
-        return _load_run(config, num_classes=num_classes, taps=taps)
+        return _load_run(config, num_classes=num_classes, class_names=class_names, taps=taps)
     encoder: Encoder
     if name in COMPOSITE:
         with options_of(name):
-            encoder = COMPOSITE[name](num_classes, taps, overrides, dict(options))
+            encoder = COMPOSITE[name](num_classes, taps, overrides, class_names, dict(options))
     else:
+        stack = {"stack": options.pop("stack")} if "stack" in options else {}
         encoder = _builder(name)(name, num_classes, weights, taps, overrides, options)
         (seen,) = encoder.views.values()
-        if seen.kind == "flow":
-            if name.startswith("hf/"):
-                raise ValueError(f"{name}: sees colours only; give a flow view to another network")
-            take_flow(encoder, seen)
+        if seen.kind == "flow" and name.startswith("hf/"):
+            raise ValueError(f"{name}: sees colours only; give a flow view to another network")
+        take_input(encoder, seen, **stack)
         shared = {"name": name, "num_classes": num_classes, "taps": list(taps), "view": seen.to_dict()}
-        encoder.config = {**shared, **options, **encoder.config}  # what a repository brought
+        encoder.config = {**shared, **stack, **options, **encoder.config}  # what a repository brought
         if encoder.weights_report is not None:  # its builder read the weights
             return encoder
     if weights == "default":
@@ -103,7 +108,8 @@ def load_model(config: ModelConfig, *, num_classes: int, class_names: Sequence[s
     if _is_trained(config.name):
         return _load_run(config, num_classes=num_classes, class_names=class_names)
     weights = None if config.weights == "random" else config.weights
-    return create_model(config.name, num_classes=num_classes, weights=weights, view=config.view, **config.options)
+    return create_model(config.name, num_classes=num_classes, weights=weights, view=config.view,
+                        class_names=class_names, **config.options)  # fmt: skip
 
 
 def _is_trained(name: str) -> bool:
@@ -188,7 +194,11 @@ def _build_pseudo3d(
 
 
 def _build_student(
-    num_classes: int, taps: Sequence[str], view: dict[str, Any], options: dict[str, Any]
+    num_classes: int,
+    taps: Sequence[str],
+    view: dict[str, Any],
+    class_names: Sequence[str] | None,
+    options: dict[str, Any],
 ) -> HallucinatingStudent:
     if not isinstance(options.get("backbone"), Mapping) or "name" not in options["backbone"]:
         raise ValueError("hallucinating needs backbone={name: ...}, the network that it extends")
@@ -198,17 +208,37 @@ def _build_student(
     return HallucinatingStudent(create_model(**backbone), num_classes=num_classes, **options)
 
 
-def _build_fused(num_classes: int, taps: Sequence[str], view: dict[str, Any], options: dict[str, Any]) -> FusedStreams:
-    if taps:
-        raise ValueError("fused: name taps in the options of one of its streams")
-    streams: list[Encoder] = []
+def _build_streams(
+    build: Callable[..., Encoder],
+    name: str,
+    num_classes: int,
+    taps: Sequence[str],
+    view: dict[str, Any],
+    class_names: Sequence[str] | None,
+    options: dict[str, Any],
+) -> Encoder:
+    if odd := [tap for tap in taps if tap.partition(".")[0] not in STREAMS]:
+        raise ValueError(f"unknown tap {odd[0]!r}; name a stream and its layer, such as appearance.layer4")
+    streams = []
     for stream in STREAMS:
-        if not isinstance(config := options.pop(stream, None), Mapping) or "name" not in config:
-            raise ValueError(f"fused needs {stream}={{name: ...}}, one of the two networks that it joins")
-        full = {"num_classes": num_classes, **config}
-        streams.append(create_model(**{**full, "view": {**full.get("view", {}), **view}}))
-    return FusedStreams(*streams, num_classes=num_classes, **options)
+        given = options.pop(stream, None)
+        if not isinstance(given, Mapping) or "name" not in given:
+            raise ValueError(f"{name} needs {stream}={{name: ...}}, the network of this stream")
+        # As a `ModelConfig`, or flat, as the `config` of a network.
+        rest = {k: v for k, v in given.items() if k not in ("name", "weights", "view", "options", "num_classes")}
+        rest |= given.get("options") or {}
+        if layers := [tap.removeprefix(f"{stream}.") for tap in taps if tap.startswith(f"{stream}.")]:
+            rest["taps"] = layers
+        seen = {**(given.get("view") or {}), **view}
+        config = ModelConfig(name=given["name"], weights=given.get("weights"), view=seen, options=rest)
+        classes = given.get("num_classes", num_classes)
+        streams.append(load_model(config, num_classes=classes, class_names=class_names))
+    return build(*streams, num_classes=num_classes, **options)
 
 
-COMPOSITE: dict[str, Callable[..., Encoder]] = {"hallucinating": _build_student, "fused": _build_fused}
-"""Networks made of others, whose settings are among their options."""
+COMPOSITE: dict[str, Callable[..., Encoder]] = {
+    "hallucinating": _build_student,
+    "fused": partial(_build_streams, FusedStreams, "fused"),
+    "two_stream": partial(_build_streams, TwoStream, "two_stream"),
+}
+"""Networks made of others, which their options name; so they are not listed."""

@@ -70,6 +70,8 @@ class FusedStreams(Encoder):
         ValueError: The streams do not fit together.
     """
 
+    further_logits = ("logits_appearance", "logits_motion")
+
     def __init__(
         self,
         appearance: Encoder,
@@ -101,6 +103,7 @@ class FusedStreams(Encoder):
                 f"fusion={fusion}: the streams' features are {dims[0]} and {dims[1]} wide; take networks of one width, "
                 "or fusion concat or mean"
             )
+        self.taps = tuple(f"{name}.{tap}" for name in STREAMS for tap in self._stream(name).taps)
         self.embedding_dim = sum(dims) if fusion in ("mean", "concat") else dims[0]
         self.join: nn.Module | None = None
         if fusion == "gate":
@@ -125,6 +128,9 @@ class FusedStreams(Encoder):
         given = dict(zip(self.views, inputs, strict=True))
         a, m = (self._stream(s).forward_views(*(given[name] for name in self._inputs[s])) for s in STREAMS)
         result = {f"logits_{s}": out["logits"] for s, out in zip(STREAMS, (a, m), strict=True) if "logits" in out}
+        result |= {
+            f"{s}.{tap}": out[tap] for s, out in zip(STREAMS, (a, m), strict=True) for tap in self._stream(s).taps
+        }
         if self.join is not None:
             embedding = self.join(a["embedding"], m["embedding"])
         elif self.fusion == "sum":

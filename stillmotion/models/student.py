@@ -22,11 +22,11 @@ class VggPool5(ImageEncoder):
         vgg: A VGG of timm or torchvision; its `features` are used, not copied, its fully connected layers dropped.
     """
 
-    def __init__(self, vgg: Encoder) -> None:
+    def __init__(self, vgg: ImageEncoder) -> None:
         super().__init__()
         features = vgg.get_submodule("net.features")
         self.features = features
-        self.views = vgg.views
+        self.views, self.stack = vgg.views, vgg.stack
         self.embedding_dim, self.num_classes = POOL5_DIM, 0
         self.config, self.weights_report = vgg.config, vgg.weights_report
         self.watch(self, vgg.taps)
@@ -79,7 +79,10 @@ class HallucinatingStudent(Encoder):
         fc6 = _read_fc6(backbone, self.tap, fuse, init_fc6)
         if backbone.num_classes:
             backbone.reset_classifier(0)
-        self.backbone = VggPool5(backbone) if self.tap == "pool5" else backbone
+        self.backbone = backbone
+        if self.tap == "pool5":
+            assert isinstance(backbone, ImageEncoder), "a VGG"
+            self.backbone = VggPool5(backbone)
         self.views, self.taps = self.backbone.views, self.backbone.taps
         self.fuse, self.num_classes, self.hallucinated_dim = fuse, num_classes, hallucinated_dim
         self.embedding_dim = self.backbone.embedding_dim

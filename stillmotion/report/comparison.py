@@ -103,11 +103,11 @@ def _add_seed(plan: Plan, entry: Entry, seed: int, trials: Sequence[Trial]) -> N
     folders = [plan.run_folder(t) for t in trials]
     parts = [load_views({v: folder / "compare" / f"{v}.npz" for v in plan.evaluate}) for folder in folders]
     entry.seeds[seed] = {v: {k: x for part in parts for k, x in part[v].items()} for v in plan.evaluate}
-    # What only the run itself knows: distance to the teacher, R2 of the hallucinated feature.
+    # What only the run itself knows: R2 of the hallucinated feature, `top1` of the parts of a network.
     known: dict[str, list[float]] = {}
     for folder in folders:
         for name, metric in Run(folder).results()[0]["metrics"].items():
-            if metric["mean"] is not None and not name.startswith((*KINDS, "unreadable")):
+            if metric["mean"] is not None and name not in (*KINDS, "unreadable"):
                 known.setdefault(name, []).append(metric["mean"])
     entry.further[seed] = {n: float(np.mean(v)) for n, v in known.items() if len(v) == len(folders)}
 
