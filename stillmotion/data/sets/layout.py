@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from stillmotion.data.rows import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from stillmotion.data.table import Sample, Table, TableError
@@ -152,6 +152,23 @@ def lines_of(path: Path) -> list[tuple[int, str]]:
         raise TableError(f"{path}: no such file; pass annotations=, the folder with the official lists")
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     return [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+
+
+def mat_arrays(path: Path) -> dict[str, Any]:
+    """Arrays of a MATLAB file (before version 7.3) by name.
+
+    Raises:
+        TableError: Not such a file.
+    """
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    if not path.is_file():
+        raise TableError(f"{path}: no such file; pass annotations=, the folder with the official lists")
+    try:
+        return {name: array for name, array in loadmat(path).items() if not name.startswith("__")}
+    except (MatReadError, ValueError, TypeError, NotImplementedError, OSError) as error:
+        raise TableError(f"{path}: not a MATLAB file ({' '.join(str(error).split())}); get it again") from None
 
 
 def first_folder(*candidates: Path | None, holding: str) -> Path:
