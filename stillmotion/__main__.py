@@ -52,8 +52,8 @@ def _expand(arguments: Sequence[str]) -> list[str]:
 
     `--student timm/resnet18` -> `--student.name timm/resnet18` (a YAML or JSON file or text stays as it is);
     `predict MODEL a.mp4 b.mp4` -> `predict MODEL ["a.mp4", "b.mp4"]`; `data fetch-list SET` -> `--name SET`.
-    `--config FILE` moves to the front, so that whatever stands on the command line wins over the file, on either side of
-    it.
+    `--config FILE` moves to the front, so that whatever stands on the command line wins over the file, on either side
+    of it.
     """
     result = list(arguments)
     if "--config" in result[1:-1]:

@@ -255,7 +255,5 @@ def test_yup_plus_plus_with_a_list(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"randsplit_1.txt: 1 videos are in no split, the first '.*Beach_moving_cam_1"):
         SETS["yup_plus_plus"](tmp_path, annotations=path)
     put(path, "Beach_moving_cam_1 train\n")
-    with pytest.raises(
-        TableError, match=r"randsplit_1.txt line 1: 'Beach_moving_cam_1 train' is not `NAME static_train`"
-    ):
+    with pytest.raises(TableError, match=r"randsplit_1.txt line 1: .* is not `NAME static_train`"):
         SETS["yup_plus_plus"](tmp_path, annotations=path)
