@@ -28,6 +28,7 @@ COMMANDS: dict[str, Any] = {
     "benchmark": api.benchmark,
     "data": {"_help": "Tables: check one, make one from a data set's official files, and where to get these.",
              "check": api.check, "table": api.table, "fetch-list": api.fetch_list},
+    "render": {"_help": "Videos that need no data set.", "scenes": api.render_scenes},
     "list": {"_help": "Names that the other commands take.",
              "models": api.list_models, "methods": api.list_methods, "sets": api.list_sets,
              "baselines": api.list_baselines},
@@ -58,7 +59,7 @@ def _expand(arguments: Sequence[str]) -> list[str]:
     result = list(arguments)
     if "--config" in result[1:-1]:
         at = result.index("--config", 1)
-        command = 2 if result[0] in ("data", "list") else 1
+        command = 2 if result[0] in ("data", "render", "list") else 1
         result = [*result[:command], *result[at : at + 2], *result[command:at], *result[at + 2 :]]
     if result[:2] == ["data", "fetch-list"] and len(result) > 2 and not result[2].startswith("-"):
         result.insert(2, "--name")

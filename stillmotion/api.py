@@ -625,6 +625,47 @@ def baselines(name: str, *, root: str, json: str | None = None) -> int:
     return 0
 
 
+def render_scenes(
+    output: str,
+    *,
+    num_videos: int = 6,
+    train_share: float = 0.5,
+    seed: int = 0,
+    size: tuple[int, int] = (128, 96),
+    num_frames: int = 24,
+    workers: int = 2,
+) -> int:
+    """Renders videos of twelve moving scenes (waves, fire, snow, traffic, ...), laid out as YUP++, with a table.
+
+    Half of them are seen by a camera that stands still, half by one that moves. They need no data set; a result on
+    them says nothing about real scenes.
+
+    Args:
+        output: Folder of `table.csv` (path, label, split, camera) and the videos.
+        num_videos: Of every class and kind of camera.
+        train_share: Share of them that is for training.
+        seed: Decides everything.
+        size: Width and height in pixels, both even.
+        num_frames: Frames of a video, 12 a second.
+        workers: Processes that draw.
+    """
+    from stillmotion.data.render.scenes import render_scenes as run_render
+    from stillmotion.data.sets import summary
+
+    table = run_render(
+        output,
+        num_videos=num_videos,
+        train_share=train_share,
+        seed=seed,
+        size=size,
+        num_frames=num_frames,
+        workers=workers,
+        progress=True,
+    )
+    print(f"{table.source}: {summary(table)}")
+    return 0
+
+
 def list_models(
     pattern: str = "*",
     *,

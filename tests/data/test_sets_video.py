@@ -171,6 +171,10 @@ def test_scenes_that_are_not_complete(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"12 of 14 classes have no video, the first 'city_street'; complete the set"):
         SETS["yupenn"](tmp_path)
     assert SETS["yupenn"](tmp_path, missing="skip").classes() == ["beach", "railway"]
+    with pytest.raises(TableError, match="12 of 14 classes have no video"):
+        make_table("yupenn", str(tmp_path), output=str(tmp_path / "t.csv"))
+    make_table("yupenn", str(tmp_path), output=str(tmp_path / "t.csv"), missing="skip")
+    assert read_table(tmp_path / "t.csv").classes() == ["beach", "railway"]
     with pytest.raises(TableError, match="13 of 13 classes have no video, the first 'avalanche'; correct the folder"):
         SETS["dynamic_scenes"](touch(tmp_path / "empty", "x.txt"), missing="skip")
     with pytest.raises(TableError, match="no such folder; pass the one with the class folders"):

@@ -119,7 +119,8 @@ def make_table(
     lists = Path(annotations) if annotations is not None else None
     if lists is not None and not lists.exists():
         raise TableError(f"{lists}: no such file or folder; correct annotations=")
-    listed = SETS[name](Path(root), annotations=lists, missing="keep", **options)
+    # All of them first, so that those left out can be counted.
+    listed = SETS[name](Path(root), annotations=lists, missing="error" if missing == "error" else "keep", **options)
     table = present(listed, Path(root), missing)
     table.write(output)
     print(f"{output}: {summary(table)}")

@@ -116,7 +116,7 @@ def read_scenes(root: Path, classes: Sequence[str], missing: Missing) -> Table:
     Args:
         root: Folder with the class folders.
         classes: Names of the folders; case, blanks and punctuation do not count. Other folders are passed over.
-        missing: `skip` accepts that a class has no video.
+        missing: `skip` and `keep` accept that a class has no video.
 
     Raises:
         TableError: A class has no video, or the folder is not there.
@@ -130,8 +130,8 @@ def read_scenes(root: Path, classes: Sequence[str], missing: Missing) -> Table:
             samples.append(Sample(path, path.relative_to(root).as_posix(), {"label": label}))
     there = {s.targets["label"] for s in samples}
     lacking = [name for name in classes if name not in there]
-    if lacking and (missing != "skip" or not samples):
-        remedy = "correct the folder" if missing == "skip" else "complete the set, or read with missing=skip"
+    if lacking and (missing == "error" or not samples):
+        remedy = "correct the folder" if missing != "error" else "complete the set, or read with missing=skip"
         raise TableError(
             f"{root}: {len(lacking)} of {len(classes)} classes have no video, the first {lacking[0]!r}; {remedy}"
         )
