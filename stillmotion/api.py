@@ -626,8 +626,8 @@ def baselines(name: str, *, root: str, json: str | None = None) -> int:
 
 
 def render_scenes(
-    output: str,
     *,
+    output: str,
     num_videos: int = 6,
     train_share: float = 0.5,
     seed: int = 0,

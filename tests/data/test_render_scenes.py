@@ -24,7 +24,7 @@ def test_rendering_is_a_function_of_the_seed(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_a_table_and_the_layout_of_yup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["render", "scenes", str(tmp_path), "--num_videos", "3", "--train_share", "0.4"]
+    command = ["render", "scenes", "--output", str(tmp_path), "--num_videos", "3", "--train_share", "0.4"]
     assert main([*command, "--size", "[32, 24]", "--num_frames", "2", "--workers", "1"]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/table.csv: 72 samples, 12 classes, 0 groups; train 24, test 48\n"
     table = read_table(tmp_path / "table.csv")
@@ -74,7 +74,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("--train_share", "1.0", "give a share between 0 and 1"),
         ("--size", "[33, 24]", "size=33x24: give two even numbers"),
     ):
-        assert main(["render", "scenes", str(tmp_path / "o"), option, value]) == 2
+        assert main(["render", "scenes", "--output", str(tmp_path / "o"), option, value]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert len(error.strip().splitlines()) == 1
