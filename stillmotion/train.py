@@ -66,10 +66,10 @@ class Job:
         models = {"student": self.student, "teacher": self.teacher}
         weights = {role: fingerprint(m.name, m.weights) for role, m in models.items() if m}
         # Networks within networks: the streams of `two_stream`.
-        inner = {f"{role}.{part}": given for role, m in models.items() if m for part, given in m.options.items()}
-        for part, given in inner.items():
-            if isinstance(given, dict) and "name" in given:
-                weights[part] = fingerprint(expandvars(given["name"]), expandvars(given.get("weights") or ""))
+        inner = {f"{role}.{part}": net for role, m in models.items() if m for part, net in m.options.items()}
+        for part, net in inner.items():
+            if isinstance(net, dict) and "name" in net:
+                weights[part] = fingerprint(expandvars(net["name"]), expandvars(net.get("weights") or ""))
         return {"table": self.table.source, "table_hash": self.table.hash, "root": root, "weights": weights, **given}
 
 

@@ -8,6 +8,7 @@ from stillmotion.config import MethodConfig
 from stillmotion.methods import METHODS, build_method, method_options
 from stillmotion.methods.base import Method
 from stillmotion.methods.supervised import Supervised
+from stillmotion.models import create_model
 from tests.methods.networks import TASK, student_backbone, video_teacher
 
 
@@ -16,6 +17,9 @@ def build(name: str, **options: Any) -> Method:
     if name == "relation":
         options, taps = {"layers": ["middle"], **options}, {"taps": ("middle",)}
     config = MethodConfig(name=name, options=options)
+    if name == "stddcn":  # takes networks apart
+        one, two = (create_model("timm/test_resnet", num_classes=3, view={"size": 32}) for _ in range(2))
+        return build_method(config, one, {"teacher": two}, TASK)
     return build_method(config, student_backbone(**taps), {"teacher": video_teacher(**taps)}, TASK)
 
 
