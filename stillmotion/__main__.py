@@ -20,6 +20,7 @@ COMMANDS: dict[str, Any] = {
     "predict": api.predict,
     "extract": api.extract,
     "pack": api.pack,
+    "flow": api.flow,
     "features": api.features,
     "svm": api.svm,
     "aslan": api.aslan,
