@@ -34,7 +34,7 @@ COMMANDS: dict[str, Any] = {
 }  # fmt: skip
 # Commands with a list at the end of their positional arguments, and how many stand before it.
 LISTS = {"predict": 1, "benchmark": 0}
-# `--student X` is short for `--student.name X`.
+# `--student X` is short for `--student.name X`; the method of `flow` is but a name.
 NAMED = ("--student", "--teacher", "--method", "--probe")
 
 
@@ -63,7 +63,7 @@ def _expand(arguments: Sequence[str]) -> list[str]:
         result = [result[0], *_join(result[1:], LISTS[result[0]])]
     for i, argument in enumerate(result):
         option, equals, value = argument.partition("=")
-        if option not in NAMED:
+        if option not in NAMED or result[0] == "flow":
             continue
         value = value if equals else (result[i + 1] if i + 1 < len(result) else "")
         if value and not value.startswith(("{", "-")) and Path(value).suffix not in (".yaml", ".yml", ".json"):

@@ -69,7 +69,7 @@ def compute_flow(
         settings: How the flow is made and stored.
         weights: Of RAFT: a file with torchvision's state dict, or `default`.
         device: Where RAFT computes.
-        workers: Processes, each on one thread.
+        workers: Processes, each on one thread; 0 computes in this process.
         root: Folder that the table's relative paths start from; None: that of the table.
         progress: Show a progress bar.
 
@@ -93,7 +93,12 @@ def compute_flow(
     columns = (TextColumn("flow"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not (progress and console.is_terminal), transient=True) as bar:
         task = bar.add_task("flow", total=len(table), completed=len(table) - len(todo))
-        for position, answer in run_apart(partial(_add, store), todo, workers=workers, timeout=TIMEOUT_SECONDS):
+        answers = (
+            run_apart(partial(_work, store), todo, workers=workers, timeout=TIMEOUT_SECONDS)
+            if workers
+            else ((position, _add(store, sample)) for position, sample in enumerate(todo))
+        )
+        for position, answer in answers:
             error, fault = (answer.reason, None) if isinstance(answer, Failure) else answer
             errors |= {todo[position].id: error} if error else {}
             faults |= {todo[position].id: fault} if fault else {}
@@ -103,8 +108,12 @@ def compute_flow(
     return FlowReport(store.folder, len(table), len(todo) - len(errors), errors, faults, time.monotonic() - start)
 
 
-def _add(store: FlowStore, sample: Sample) -> tuple[str | None, str | None]:
-    """What a worker does: one sample; what is wrong with it, and what in part."""
+Answer = tuple[str | None, str | None]
+"""Why a sample cannot be read, and what is wrong with one that can be in part."""
+
+
+def _work(store: FlowStore, sample: Sample) -> Answer:
+    """What a worker does, on one thread: the others have theirs."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -112,6 +121,10 @@ def _add(store: FlowStore, sample: Sample) -> tuple[str | None, str | None]:
         import torch
 
         torch.set_num_threads(1)
+    return _add(store, sample)
+
+
+def _add(store: FlowStore, sample: Sample) -> Answer:
     try:
         return None, store.add(sample)["fault"]
     except (ValueError, OSError) as error:

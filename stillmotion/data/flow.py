@@ -98,7 +98,7 @@ def grey_frames(frames: Frames | Sequence[Frames], *, stretch: bool) -> list[Gre
             blurred: dark videos show their motion too.
     """
     held = list(frames)  # while they are held, no two have the same id
-    greys = {id(frame): to_grey(frame) for frame in held}
+    greys = {key: to_grey(frame) for key, frame in {id(frame): frame for frame in held}.items()}
     if stretch:
         table = stretch_table([greys[id(frame)] for frame in held])
         greys = {key: stretched(grey, table) for key, grey in greys.items()}
