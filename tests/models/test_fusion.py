@@ -125,3 +125,15 @@ def test_what_does_not_fit_is_told_in_one_line(options: dict[str, Any], message:
     with pytest.raises(ValueError, match=message.replace("(", r"\(")) as error:
         fused(**options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "more"),
+    [("mean", 0), ("sum", 206_949), ("concat", 413_797), ("gate", 211_046), ("attention", 1_259_749)],
+)
+def test_further_weights_are_those_of_the_docs(fusion: str, more: int) -> None:
+    """Of two features of 2048 and 101 classes."""
+    with torch.device("meta"):
+        streams = [create_model("resnet3d_50", num_classes=101) for _ in range(2)]
+        net = FusedStreams(*streams, num_classes=101, fusion=fusion)  # type: ignore[arg-type]
+    assert sum(p.numel() for p in net.parameters()) - sum(p.numel() for s in streams for p in s.parameters()) == more
