@@ -23,10 +23,12 @@ COMMANDS: dict[str, Any] = {
     "features": api.features,
     "svm": api.svm,
     "aslan": api.aslan,
+    "baselines": api.baselines,
     "export": api.export,
     "benchmark": api.benchmark,
-    "data": {"_help": "Tables: check one, make one from a data set's official files.",
-             "check": api.check, "table": api.table},
+    "data": {"_help": "Tables: check one, make one from a data set's official files, and where to get these.",
+             "check": api.check, "table": api.table, "fetch-list": api.fetch_list},
+    "render": {"_help": "Videos that need no data set.", "scenes": api.render_scenes},
     "list": {"_help": "Names that the other commands take.",
              "models": api.list_models, "methods": api.list_methods, "sets": api.list_sets,
              "baselines": api.list_baselines},
@@ -34,6 +36,8 @@ COMMANDS: dict[str, Any] = {
 # Commands with a list at the end of their positional arguments, and how many stand before it.
 LISTS = {"predict": 1, "benchmark": 0}
 # `--student X` is short for `--student.name X`.
+MANY = "--fuse"
+"""Takes all that follows up to the next option."""
 NAMED = ("--student", "--teacher", "--method", "--probe")
 
 
@@ -50,19 +54,27 @@ def _expand(arguments: Sequence[str]) -> list[str]:
     """Writes out what is shorter to type than jsonargparse takes it.
 
     `--student timm/resnet18` -> `--student.name timm/resnet18` (a YAML or JSON file or text stays as it is);
-    `predict MODEL a.mp4 b.mp4` -> `predict MODEL ["a.mp4", "b.mp4"]`. `--config FILE` moves to the front, so that
-    whatever stands on the command line wins over the file, on either side of it.
+    `predict MODEL a.mp4 b.mp4` -> `predict MODEL ["a.mp4", "b.mp4"]`, likewise `--fuse A B`; `data fetch-list SET` ->
+    `--name SET`. `--config FILE` moves to the front, so that whatever stands on the command line wins over the file, on
+    either side of it.
     """
     result = list(arguments)
     if "--config" in result[1:-1]:
         at = result.index("--config", 1)
-        command = 2 if result[0] in ("data", "list") else 1
+        command = 2 if result[0] in ("data", "render", "list") else 1
         result = [*result[:command], *result[at : at + 2], *result[command:at], *result[at + 2 :]]
+    if result[:2] == ["data", "fetch-list"] and len(result) > 2 and not result[2].startswith("-"):
+        result.insert(2, "--name")
     if result and result[0] in LISTS:
         result = [result[0], *_join(result[1:], LISTS[result[0]])]
+    if MANY in result[:-1]:
+        at = result.index(MANY) + 1
+        end = next((i for i in range(at, len(result)) if result[i].startswith("-")), len(result))
+        if not result[at].startswith("["):
+            result[at:end] = [json.dumps(result[at:end])]
     for i, argument in enumerate(result):
         option, equals, value = argument.partition("=")
-        if option not in NAMED:
+        if option not in NAMED or result[0] == "evaluate":  # whose teacher is a name
             continue
         value = value if equals else (result[i + 1] if i + 1 < len(result) else "")
         if value and not value.startswith(("{", "-")) and Path(value).suffix not in (".yaml", ".yml", ".json"):

@@ -91,6 +91,8 @@ def evaluate(
     *,
     split: str = "test",
     teacher: str | None = None,
+    fuse: list[str] = [],
+    weights_on: str | None = None,
     protocol: Literal["own", "static", "clip", "video"] = "own",
     moment: str | None = None,
     num_moments: int | None = None,
@@ -112,10 +114,13 @@ def evaluate(
     Exit code 1 if a video could not be read; it is counted and listed.
 
     Args:
-        model: Run folder, or a name on the Hugging Face Hub.
+        model: Run folder, or a name on the Hugging Face Hub. With `fuse` also a file, as there.
         table: CSV or Parquet table, or a folder of class folders.
         split: Samples that are measured.
         teacher: Run folder of its teacher: gets a row too, and the first row tells the distance to it.
+        fuse: Further networks, whose probabilities are averaged with the model's (late fusion): run folders, or a
+            `predictions.csv` or `results.json` that an earlier `evaluate --output` wrote.
+        weights_on: Held-out split on which the weights of that mean are chosen; default: all alike.
         protocol: What is seen of a video: `own` as in training; `static` one frame; `clip` one clip; `video` several
             moments in equal parts (`num_moments`, 10), their logits averaged.
         moment: Which moment is seen: centre, first, last, uniform, keyframe.
@@ -136,29 +141,35 @@ def evaluate(
         root: Folder that the table's relative paths start from.
     """
     from stillmotion.evaluate import evaluate as run_evaluate
+    from stillmotion.late_fusion import evaluate_fused
     from stillmotion.results import markdown_table
 
-    rows = run_evaluate(
-        model,
-        table,
-        split=split,
-        teacher=teacher,
-        protocol=protocol,
-        moment=moment,
-        num_moments=num_moments,
-        num_crops=num_crops,
-        pooling=pooling,
-        view=view,
-        output=output,
-        train_split=train_split,
-        target=target,
-        short_side=short_side,
-        packed=packed,
-        workers=workers,
-        batch_size=batch_size,
-        device=device,
-        root=root,
-    )
+    settings: dict[str, Any] = {
+        "split": split,
+        "protocol": protocol,
+        "moment": moment,
+        "num_moments": num_moments,
+        "num_crops": num_crops,
+        "pooling": pooling,
+        "view": view,
+        "output": output,
+        "target": target,
+        "short_side": short_side,
+        "packed": packed,
+        "workers": workers,
+        "batch_size": batch_size,
+        "device": device,
+        "root": root,
+    }
+    if fuse:
+        if teacher is not None:
+            raise ValueError("teacher and fuse: a distance is that of one network; evaluate it without fuse")
+        rows, weights = evaluate_fused([model, *fuse], table, weights_on=weights_on, **settings)
+        print("weights: " + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()))
+    else:
+        if weights_on is not None:
+            raise ValueError(f"weights_on={weights_on}: weighs networks against each other; name some with fuse")
+        rows = run_evaluate(model, table, teacher=teacher, train_split=train_split, **settings)
     print(markdown_table(rows))
     return 1 if any("unreadable" in row["metrics"] for row in rows) else 0
 
@@ -570,23 +581,99 @@ def table(
     split: int | None = None,
     set: int | None = None,
     missing: Literal["error", "skip", "keep"] = "error",
+    options: dict[str, Any] = {},
 ) -> int:
     """Makes the table of a known data set from its official files.
 
     Args:
         name: ucf101, hmdb51, kinetics, arid, ut_interaction, fight_surv, kth, activitynet, sports1m, aslan, yupenn,
-            dynamic_scenes.
+            dynamic_scenes, yup_plus_plus, static_yup_plus_plus, mtl_aqa, unlv_dive, aqa7.
         root: Folder with the videos.
         output: The CSV to write; paths in it are relative to its folder where possible.
         annotations: Official lists (file or folder), where they do not lie with the videos.
-        split: Official split (ucf101, hmdb51, arid: 1-3, default 1), test sequence (ut_interaction: 1-20) or test fold
-            (fight_surv: 0-4).
+        split: Official split (ucf101, hmdb51, arid: 1-3, default 1; mtl_aqa, unlv_dive: 0, the default, unlv_dive also
+            4), test sequence (ut_interaction: 1-20), test fold (fight_surv: 0-4), test event (mtl_aqa: 1-26) or draw
+            (yup_plus_plus: 1-10).
         set: Set of ut_interaction, 1 or 2.
         missing: Listed videos that are not there: `error`, `skip` them, or `keep` their rows.
+        options: Further options of a set (`stillmotion list sets`), as `--options.window annotated`.
     """
     from stillmotion.data.sets import make_table
 
-    make_table(name, root, output=output, annotations=annotations, split=split, set=set, missing=missing)
+    make_table(
+        name, root, output=output, annotations=annotations, split=split, set=set, missing=missing, options=options
+    )
+    return 0
+
+
+def fetch_list(name: str | None = None) -> int:
+    """Says what to obtain for a known data set (page, files, terms), and how it must lie to be read.
+
+    Args:
+        name: One set (`stillmotion list sets`); default: all.
+    """
+    from stillmotion.data.sets import fetch_list as text_of
+
+    print(text_of(name))
+    return 0
+
+
+def baselines(name: str, *, root: str, json: str | None = None) -> int:
+    """Prints how far a data set's scores and classes can be guessed without looking at any video.
+
+    A score is guessed as the mean score of the training samples that are alike in a few columns, a class as the most
+    frequent one. Put these beside every result of a network.
+
+    Args:
+        name: mtl-aqa, unlv-dive.
+        root: Folder with the official annotations; no video is needed.
+        json: Also write the numbers to this file.
+    """
+    from stillmotion.protocols.no_pixel import no_pixel, table_rows
+
+    found = no_pixel(name, root, output=json)
+    _print_table(*table_rows(found))
+    return 0
+
+
+def render_scenes(
+    *,
+    output: str,
+    num_videos: int = 6,
+    train_share: float = 0.5,
+    seed: int = 0,
+    size: tuple[int, int] = (128, 96),
+    num_frames: int = 24,
+    workers: int = 2,
+) -> int:
+    """Renders videos of twelve moving scenes (waves, fire, snow, traffic, ...), laid out as YUP++, with a table.
+
+    Half of them are seen by a camera that stands still, half by one that moves. They need no data set; a result on
+    them says nothing about real scenes.
+
+    Args:
+        output: Folder of `table.csv` (path, label, split, camera) and the videos.
+        num_videos: Of every class and kind of camera.
+        train_share: Share of them that is for training.
+        seed: Decides everything.
+        size: Width and height in pixels, both even.
+        num_frames: Frames of a video, 12 a second.
+        workers: Processes that draw.
+    """
+    from stillmotion.data.render.scenes import render_scenes as run_render
+    from stillmotion.data.sets import summary
+
+    table = run_render(
+        output,
+        num_videos=num_videos,
+        train_share=train_share,
+        seed=seed,
+        size=size,
+        num_frames=num_frames,
+        workers=workers,
+        progress=True,
+    )
+    print(f"{table.source}: {summary(table)}")
     return 0
 
 
@@ -639,10 +726,14 @@ def list_methods() -> int:
 
 
 def list_sets() -> int:
-    """Lists data sets whose official files `stillmotion data table` reads."""
-    from stillmotion.data.sets import SETS
+    """Lists data sets whose official files `stillmotion data table` reads, and their options."""
+    from stillmotion.data.sets import SETS, set_options
 
-    _print_table(("set", "format"), [(name, (reader.__doc__ or "").splitlines()[0]) for name, reader in SETS.items()])
+    rows = [
+        (name, (reader.__doc__ or "").splitlines()[0], ", ".join(f"{k}={v}" for k, v in set_options(name).items()))
+        for name, reader in SETS.items()
+    ]
+    _print_table(("set", "format", "options"), rows)
     return 0
 
 

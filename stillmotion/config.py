@@ -40,7 +40,7 @@ class MethodConfig:
     """A method by name, with its own settings (`stillmotion list methods`).
 
     Args:
-        name: supervised, hallucinate, logits, mars, mers, d3d, relation, stddcn.
+        name: supervised, hallucinate, logits, mars, mers, d3d, relation, fusion, stddcn.
         options: Its settings; unknown ones are refused.
     """
 

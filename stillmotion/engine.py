@@ -116,6 +116,7 @@ class Engine(L.LightningModule):
         if len(batch["target"]) < (2 if batch.get("errors") else 1):  # batch norm cannot learn from one sample
             # Several processes step together, so that one of them cannot leave the step out.
             return None if self.trainer.world_size == 1 else _zero(self.method)
+        self.method.progress = self.step / (self.config.epochs * self.loaders.steps_per_epoch)
         out = self.method(batch)
         if not self.gradients:
             self.gradients = gradient_norms(out, self.method.weights(), list(self.method.student.parameters()))

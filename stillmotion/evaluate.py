@@ -14,7 +14,7 @@ from stillmotion.measure import Measured, Reading, distance, measure, predict_wi
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.factory import load_model
 from stillmotion.models.pretrained import is_run, read_config
-from stillmotion.predictions import write_predictions
+from stillmotion.predictions import Predictions, write_predictions
 from stillmotion.protocols.pooling import Pooling, hit_at_k, mean_average_precision
 from stillmotion.results import Row, write_results
 from stillmotion.run import Run
@@ -134,19 +134,28 @@ def _asked(trained: Task, target: str | None) -> Task:
 def _measure(
     name: str, encoder: Encoder, table: Table, task: Task, reading: Reading, pooling: Pooling, trained: Task
 ) -> Measured:
-    """As `measure`, with the metrics of the video papers (METHODS 3.5)."""
+    """As `measure`, with the metrics of the video papers."""
     found = measure(name, encoder, table, task, reading, pooling, trained)
-    known = task.labelled(found.predictions.targets)
-    marks, logits = task.marks(found.predictions.targets[known]), found.predictions.logits[known]
-    if marks.any():
-        if task.num_outputs > 3:
-            found.metrics["top3"] = hit_at_k(logits, marks, 3)
-        if "mAP" not in found.metrics:  # of probabilities: logits of different samples have no common order
-            found.metrics["mAP"] = mean_average_precision(task.scores(logits), marks)
-        clips = found.predictions.outputs.get("moment_logits")
-        if clips is not None and clips.shape[1] > 1:
-            each = clips[known].reshape(-1, task.num_outputs)
-            found.metrics["clip_top1"] = hit_at_k(each, marks.repeat(clips.shape[1], 0), 1)
+    for metric, value in paper_metrics(found.predictions, task).items():
+        found.metrics.setdefault(metric, value)  # the task has some of them itself
+    return found
+
+
+def paper_metrics(predictions: Predictions, task: Task) -> dict[str, float]:
+    """`top3` of more than three classes, `mAP`, and `clip_top1` of several moments (METHODS 3.5)."""
+    found: dict[str, float] = {}
+    known = task.labelled(predictions.targets)
+    marks, logits = task.marks(predictions.targets[known]), predictions.logits[known]
+    if not marks.any():
+        return found
+    if task.num_outputs > 3:
+        found["top3"] = hit_at_k(logits, marks, 3)
+    # Of probabilities: logits of different samples have no common order.
+    found["mAP"] = mean_average_precision(task.scores(logits), marks)
+    clips = predictions.outputs.get("moment_logits")
+    if clips is not None and clips.shape[1] > 1:
+        each = clips[known].reshape(-1, task.num_outputs)
+        found["clip_top1"] = hit_at_k(each, marks.repeat(clips.shape[1], 0), 1)
     return found
 
 

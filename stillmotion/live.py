@@ -97,7 +97,7 @@ def _predictions(
 
 
 def _span(view: View, fps: float) -> int:
-    step = view.stride * (fps / view.fps if view.fps else 1.0)
+    step = view.stride * (fps / view.fps if view.fps else 1.0) if view.clip != "whole" else 1.0
     return 1 + round((view.num_frames - 1) * step) + (view.flow.step if view.kind == "flow" else 0)
 
 
@@ -106,7 +106,8 @@ def _predict(source: str, predictor: Predictor, latest: deque[NDArray[np.uint8]]
     inputs, seen = {}, set[int]()
     for name, view in predictor.views.items():
         moment = "last" if view.num_moments == 1 else "uniform"
-        view = replace(view, moment=moment, clip="end", end="shift")  # type: ignore[arg-type]
+        clip = "whole" if view.clip == "whole" else "end"
+        view = replace(view, moment=moment, clip=clip, end="shift")  # type: ignore[arg-type]
         indices = frame_indices(view, len(latest), fps, NO_DRAW)
         seen |= set(indices.ravel().tolist())
         inputs[name] = render_view(np.stack([latest[i] for i in indices.ravel()]), view, NO_DRAW)

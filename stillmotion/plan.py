@@ -122,7 +122,7 @@ def _check_row(plan: Plan, name: str, row: RowConfig) -> None:
         raise ValueError(f"row {name!r}: stored teacher features need a fixed number of draws; set data.num_draws, or "
                          f"rows.{name}.cache: false for a live teacher")  # fmt: skip
     if row.teacher is not None and row.cache and method_class(row.method.name).needs_live(row.method.options):
-        raise ValueError(f"row {name!r}: {row.method.name} needs more of its teacher than is stored; set "
+        raise ValueError(f"row {name!r}: {row.method.name} needs the teacher itself, not its stored features; set "
                          f"rows.{name}.cache: false for a live teacher")  # fmt: skip
     trial = Trial(name, plan.fractions[0], plan.folds[0].name, plan.seeds[0])
     seen = {name}

@@ -1,5 +1,6 @@
 """What a network says about the samples of a table: arrays, and the files that hold them. No torch at import."""
 
+import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -159,6 +160,27 @@ def write_predictions(folder: Path, predictions: Predictions, task: Task) -> Non
         from stillmotion.report.plots import plot_confusion
 
         plot_confusion(matrix, names, folder / "confusion.png")
+
+
+def read_predictions(folder: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.float32]]]:
+    """What `write_predictions` wrote.
+
+    Returns:
+        Classes in the order of the logits, and logits (K,) by sample.
+
+    Raises:
+        ValueError: The files are missing or are not ours.
+    """
+    try:
+        with (folder / "per_class.csv").open(newline="", encoding="utf-8") as file:
+            names = tuple(row["class"] for row in csv.DictReader(file))
+        with (folder / FILE).open(newline="", encoding="utf-8") as file:
+            logits = {row["id"]: np.array(row["logits"].split(), np.float32) for row in csv.DictReader(file)}
+        if any(len(values) != len(names) for values in logits.values()):
+            raise ValueError(f"{len(names)} classes, and other numbers of logits")
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{folder}: no predictions of `evaluate --output` in it ({error})") from None
+    return names, logits
 
 
 def confusion(predicted: NDArray[np.int64], targets: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:

@@ -217,7 +217,8 @@ def prepare(job: Job, parts: Parts, task: Task) -> Engine:
         train = train.select(task.has_label)
     loaders = VideoLoaders(train, parts.val, task, method.views(), job.data, job.optim, seed=job.seed)
     enough = math.ceil(job.optim.min_steps / loaders.steps_per_epoch)
-    optim = replace(job.optim, epochs=max(job.optim.epochs, enough))
+    learns = any(p.requires_grad for p in method.parameters())
+    optim = replace(job.optim, epochs=max(job.optim.epochs, enough) if learns else 0)
     engine = Engine(method, optim, loaders, seed=job.seed)
     if job.run.checkpoint.exists():
         engine.resume(job.run.read_checkpoint())
@@ -241,7 +242,7 @@ def fit(job: Job, engine: Engine) -> torch.device:
 def deliver(job: Job, engine: Engine, parts: Parts, task: Task, device: torch.device) -> None:
     """Writes what the run is for: weights, predictions, curves, report, results."""
     run, student = job.run, engine.method.student
-    if job.trainer.select == "best":
+    if job.trainer.select == "best" and engine.epoch:
         student.load_state_dict(load_file(run.path / BEST))
     trained = {"method": job.method.name, "seed": job.seed, "short_side": short_side(job.data)}
     save_pretrained(student, task, run.path, {"trained": trained})

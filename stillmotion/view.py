@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 Kind = Literal["rgb", "difference", "flow", "feature"]
 Moment = Literal["centre", "first", "last", "uniform", "random", "keyframe"]
-Clip = Literal["start", "middle", "end"]
+Clip = Literal["start", "middle", "end", "whole"]
 End = Literal["repeat", "shift", "hallucinet"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "random"]
 FlowMethod = Literal["dis", "tvl1", "farneback"]
@@ -29,12 +29,15 @@ class FlowConfig:
         step: Frames of the video between the two frames of a flow field.
         bound: Pixels of the view (after its resample) beyond which motion is cut off; the network sees motion in units
             of it, -1 to 1. 20 is that of the papers, whose pictures are 256 pixels high; small views need less.
+        relative: Count `bound` in how far the pixels of the clip move on average (root mean square over its fields)
+            instead, so that distance and speed of what is filmed do not matter. 6 or so is enough then.
         stretch: Stretch dark videos over the whole range of grey before.
     """
 
     method: FlowMethod = "dis"
     step: int = 1
     bound: float = 20.0
+    relative: bool = False
     stretch: bool = False
 
     def __post_init__(self) -> None:
@@ -67,7 +70,9 @@ class View:
             anchor; `first`, `last`; `uniform` divides the sample in N parts and takes their middles; `random` is
             drawn (one point, or one in each of N parts) and becomes `centre`/`uniform` where nothing is random;
             `keyframe` is the keyframe nearest to the anchor, decoded alone.
-        clip: Whether the moment is the clip's `start` (HalluciNet), `middle` or `end`.
+        clip: Whether the moment is the clip's `start` (HalluciNet), `middle` or `end`. `whole` has no moment: one frame
+            out of each of T equal parts of the sample, its middle or, if moments are `random`, at a drawn point (Wang
+            et al., arXiv:1608.00859); stride, rate and end rule do not count; N clips lie side by side in the parts.
         end: Frames asked for beyond the sample's ends: `repeat` the last (first) frame; `shift` the clip inside
             (then repeat if it is too long still); `hallucinet` is the official HalluciNet rule: the clip starts at
             n - num_frames - 1 as soon as moment + num_frames >= n (METHODS 2.5).

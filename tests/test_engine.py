@@ -292,16 +292,20 @@ def test_fixed_norms_keep_their_statistics(tmp_path: Path) -> None:
 
 def test_learning_rates_of_every_step(tmp_path: Path) -> None:
     seen: list[tuple[float, float]] = []
+    progress: list[float] = []
 
     class Spy(Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            progress.append(engine.method.progress)
             head, rest = (g["lr"] for g in sorted(trainer.optimizers[0].param_groups, key=lambda g: -g["lr"]))
             seen.append((head, rest))
 
     optim = OptimConfig(epochs=3, lr=0.1, schedule="step", step_epochs=1, warmup_steps=2, lr_factors={"stem.*": 0.5})
-    fit(Engine(supervised(), optim, Tensors(num=12)), tmp_path / "run", Spy())
+    engine = Engine(supervised(), optim, Tensors(num=12))
+    fit(engine, tmp_path / "run", Spy())
     rates = [0.05, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001, 0.001, 0.001]
     assert seen == [pytest.approx((rate, rate / 2)) for rate in rates]
+    assert progress == pytest.approx([k / 9 for k in range(9)])
 
 
 def test_plateau_drops_when_torch_drops() -> None:

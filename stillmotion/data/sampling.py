@@ -40,6 +40,8 @@ def frame_indices(
         array([[4, 5, 5, 6, 6, 7, 6, 7]])
     """
     assert num_frames >= 1
+    if view.clip == "whole":
+        return _spread(view, num_frames, draw)
     points = _moments(view, num_frames, draw, keyframes)
     step = _step(view, fps)
     before = {"start": 0, "middle": view.num_frames // 2, "end": view.num_frames - 1}[view.clip]
@@ -48,8 +50,26 @@ def frame_indices(
         return _inside(points[:, None] + offsets, view, num_frames, step)
     # A field begins where its second frame is still inside.
     first = _inside(points[:, None] + offsets, view, max(1, num_frames - view.flow.step), step)
-    second = np.minimum(first + (view.flow.step if view.stride else 0), num_frames - 1)
+    return _pairs(first, view, num_frames)
+
+
+def _pairs(first: NDArray[np.int64], view: View, n: int) -> NDArray[np.int64]:
+    """First frames (N, T) of fields of flow -> both frames of each (N, 2T)."""
+    second = np.minimum(first + (view.flow.step if view.stride else 0), n - 1)
     return np.stack([first, second], 2).reshape(len(first), -1)
+
+
+def _spread(view: View, n: int, draw: Draw) -> NDArray[np.int64]:
+    """Clips over the whole sample: a frame out of each of its parts."""
+    count, parts = view.num_moments, view.num_frames
+    last = max(1, n - view.flow.step) if view.kind == "flow" else n
+    places = np.arange(parts) * count + np.arange(count)[:, None]  # of parts * count places
+    if view.moment == "random" and draw.time is not None:
+        frames = np.floor((places + draw.time) * last / (parts * count)).astype(np.int64)
+    else:
+        frames = (2 * places + 1) * last // (2 * parts * count)
+    frames = np.minimum(frames, last - 1)
+    return _pairs(frames, view, n) if view.kind == "flow" else frames
 
 
 def _moments(view: View, n: int, draw: Draw, keyframes: Sequence[int]) -> NDArray[np.int64]:

@@ -125,10 +125,12 @@ class Table:
     Args:
         samples: The rows.
         source: File or folder that they came from, for messages.
+        notes: What its reader wants a person to know; not written to the file.
     """
 
     samples: tuple[Sample, ...]
     source: str = "table"
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -18,6 +18,9 @@ from stillmotion.view import Draw, View
 Frames = NDArray[np.uint8]
 Size = tuple[int, int]
 
+STILL = 3e-4
+"""Motion of so small a share of the view's shorter side is noise, and not blown up by `FlowConfig.relative`."""
+
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -67,15 +70,17 @@ def _render_flow(frames: Frames, view: View, draw: Draw) -> Frames:
     """
     assert len(frames) == 2 * view.num_moments * view.num_frames
     name = str(view.interpolation) if view.interpolation != "random" else "bilinear"
-    result = np.empty((view.num_moments, view.num_crops, view.num_frames, 2, *view.size), np.uint8)
+    result = np.empty((view.num_moments, view.num_crops, view.num_frames, 2, *view.size), np.float32)
     for number, vectors in enumerate(flow_of_pairs(frames, view.flow)):
         moment, place = divmod(number, view.num_frames)
         u, v = (_shown(np.ascontiguousarray(vectors[..., k]), view, draw, name) for k in range(2))
         for crop, (x, y) in enumerate(zip(u.crops, v.crops, strict=True)):
             sign = -1.0 if u.mirrored[crop] else 1.0
-            result[moment, crop, place, 0] = to_bytes(np.asarray(x) * np.float32(sign * u.scale[1]), view.flow.bound)
-            result[moment, crop, place, 1] = to_bytes(np.asarray(y) * np.float32(u.scale[0]), view.flow.bound)
-    return result.reshape(view.num_shown, view.num_frames, 2, *view.size)
+            result[moment, crop, place, 0] = np.asarray(x) * np.float32(sign * u.scale[1])
+            result[moment, crop, place, 1] = np.asarray(y) * np.float32(u.scale[0])
+    if view.flow.relative:
+        result /= np.sqrt(np.square(result).mean((2, 3, 4, 5), keepdims=True)) + STILL * min(view.size)
+    return to_bytes(result, view.flow.bound).reshape(view.num_shown, view.num_frames, 2, *view.size)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from stillmotion.config import MethodConfig
 from stillmotion.methods.base import Method
+from stillmotion.methods.fusion import Fusion
 from stillmotion.methods.hallucinate import Hallucinate
 from stillmotion.methods.logits import LogitDistillation
 from stillmotion.methods.mimic import D3d, InternalRelation, Mars, Mers
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "mers": Mers,
     "d3d": D3d,
     "relation": InternalRelation,
+    "fusion": Fusion,
     "stddcn": Stddcn,
 }
 

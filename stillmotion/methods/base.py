@@ -47,6 +47,7 @@ class Method(nn.Module):
         roles: Roles that the method needs.
         frozen: Roles that get no gradient, stay in `eval()` and out of checkpoints.
         defaults: Of options whose own default is None, where methods of one class differ in them.
+        progress: Share of the training that is done; the engine sets it before every step.
         hallucinates: Whether the losses come with `hallucinated` and `hallucination_target`.
     """
 
@@ -63,6 +64,7 @@ class Method(nn.Module):
         self.encoders = nn.ModuleDict(dict(encoders))
         self.task = task
         self.fixed_norms: list[nn.Module] = []
+        self.progress = 0.0
         for role in self.frozen:
             self.encoders[role].requires_grad_(False).eval()
 

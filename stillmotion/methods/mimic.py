@@ -3,6 +3,7 @@
 Crasto et al., CVPR 2019; Stroud et al., arXiv:1812.08249; Lu et al., ICONIP 2020 (METHODS 4 and 6).
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +17,7 @@ from stillmotion.models.encoder import Batch, Encoder, StoredFeatures
 from stillmotion.tasks import Task
 
 Target = Literal["embedding", "logits", "scores"]
+Schedule = Literal["constant", "rise", "fall"]
 Relation = Literal["none", "gram", "gram_cosine", "position", "sample"]
 
 
@@ -36,6 +38,7 @@ class Mimic(Distillation):
         relation_weight: Of its loss (beta).
         layers: Taps whose maps are related, one loss each, added up.
         teacher_layers: Theirs in the teacher; None: of the same names.
+        schedule: Of both weights over the training: `constant`, `rise` from 0 or `fall` to 0 along half a cosine.
         control: `shuffled` gives every sample the target of another of its batch.
 
     Raises:
@@ -59,6 +62,7 @@ class Mimic(Distillation):
         relation_weight: float = 50.0,
         layers: list[str] | None = None,
         teacher_layers: list[str] | None = None,
+        schedule: Schedule = "constant",
         control: Literal["shuffled"] | None = None,
     ) -> None:
         given = {"target": target, "weight": weight, "task_to": task_to, "relation": relation, "layers": layers}
@@ -71,6 +75,7 @@ class Mimic(Distillation):
         self.target, self.relation, self.control = chosen["target"], chosen["relation"], control
         self.layers = tuple(chosen["layers"])
         self.teacher_layers = tuple(teacher_layers or self.layers)
+        self.schedule = schedule
         self.project: nn.Module = nn.Identity()
         if chosen["task_to"] == "classifier":
             cut_off_classifier(self.student)
@@ -119,13 +124,20 @@ class Mimic(Distillation):
             taught = {name: value[order] for name, value in taught.items()}
         if self.weight:
             result["mimic_loss"] = F.mse_loss(self._guess(out), self._wanted(taught))
-            result["loss"] = result["loss"] + self.weight * result["mimic_loss"]
+            result["loss"] = result["loss"] + self.factor() * self.weight * result["mimic_loss"]
         if self.relation_weight:
             maps = [(out[a], taught[b]) for a, b in zip(self.layers, self.teacher_layers, strict=True)]
             parts = [relation_loss(s.flatten(0, 1), t.flatten(0, 1), self.relation) for s, t in maps]
             result["relation_loss"] = sum(parts[1:], parts[0])
-            result["loss"] = result["loss"] + self.relation_weight * result["relation_loss"]
+            result["loss"] = result["loss"] + self.factor() * self.relation_weight * result["relation_loss"]
         return result
+
+    def factor(self) -> float:
+        """By how much the schedule lowers the weights now."""
+        if self.schedule == "constant":
+            return 1.0
+        fallen = 0.5 - 0.5 * math.cos(math.pi * self.progress)
+        return fallen if self.schedule == "rise" else 1.0 - fallen
 
     def _guess(self, out: Mapping[str, Tensor]) -> Tensor:
         if self.target == "embedding":

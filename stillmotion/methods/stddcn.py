@@ -10,7 +10,8 @@ from stillmotion.methods.base import Method
 from stillmotion.methods.hallucinate import shuffled_order
 from stillmotion.methods.logits import distillation_loss
 from stillmotion.models.encoder import Batch, Encoder, StoredFeatures
-from stillmotion.models.two_stream import STREAMS, Connect, Density, Direction, TwoStream
+from stillmotion.models.fusion import STREAMS
+from stillmotion.models.two_stream import Connect, Density, Direction, TwoStream
 from stillmotion.tasks import Task
 
 TeacherKind = Literal["fusion_fc", "fusion_mean", "mutual", "none"]

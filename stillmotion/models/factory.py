@@ -1,6 +1,7 @@
 """Makes every network by name: `timm/<name>`, `torchvision/<name>`, ours, or a trained one by its folder."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from stillmotion.models.adapters import ImageEncoder, take_input
 from stillmotion.models.catalogue import ModelInfo, list_models
 from stillmotion.models.checkpoint import WeightsReport, load_weights
 from stillmotion.models.encoder import Encoder
+from stillmotion.models.fusion import STREAMS, FusedStreams
 from stillmotion.models.hf import build_hf
 from stillmotion.models.libraries import (
     build_timm,
@@ -22,12 +24,9 @@ from stillmotion.models.own import OWN
 from stillmotion.models.pretrained import is_run, load_pretrained
 from stillmotion.models.pseudo3d import CLIP_FRAMES, Pseudo3d
 from stillmotion.models.student import HallucinatingStudent
-from stillmotion.models.two_stream import STREAMS, TwoStream
+from stillmotion.models.two_stream import TwoStream
 
 __all__ = ["ModelInfo", "create_model", "list_models", "load_model"]
-
-AROUND = ("hallucinating", "two_stream")
-"""Networks around others, which their options name; so they are not listed."""
 
 
 def create_model(
@@ -45,7 +44,7 @@ def create_model(
     Args:
         name: `timm/<name>`, `torchvision/<name>`, `pseudo3d/<name>` (of timm; `pseudo3d/torchvision/<name>`),
             `resnext3d_101`, `p3d_63` and relatives, `c3d`, `i3d_rgb`, `i3d_flow`, `hf/videomae` and relatives,
-            `hallucinating`, `two_stream`, or a run folder.
+            `hallucinating`, `fused`, `two_stream` (networks made of others), or a run folder.
         num_classes: Width of `logits`; 0 for none.
         weights: None starts at random; `default` downloads the library's own; else a local safetensors or checkpoint
             file; for `hf/...` also a name on the Hub or a folder. `encoder.weights_report` tells what was taken.
@@ -75,10 +74,9 @@ def create_model(
         config = ModelConfig(name=name, weights=weights, options=options, view=overrides)
         return _load_run(config, num_classes=num_classes, class_names=class_names, taps=taps)
     encoder: Encoder
-    if name == "hallucinating":
-        encoder = _build_student(num_classes, taps, overrides, options)
-    elif name == "two_stream":
-        encoder = _build_two_stream(num_classes, taps, overrides, class_names, options)
+    if name in COMPOSITE:
+        with options_of(name):
+            encoder = COMPOSITE[name](num_classes, taps, overrides, class_names, dict(options))
     else:
         stack = {"stack": options.pop("stack")} if "stack" in options else {}
         encoder = _builder(name)(name, num_classes, weights, taps, overrides, options)
@@ -119,7 +117,7 @@ def _is_trained(name: str) -> bool:
     if is_run(name):
         return True
     library, _, rest = name.partition("/")
-    known = library in ("timm", "torchvision", "pseudo3d", "hf") or name in OWN or name in AROUND
+    known = library in ("timm", "torchvision", "pseudo3d", "hf") or name in OWN or name in COMPOSITE
     return not known and (Path(name).is_dir() or bool(rest))
 
 
@@ -165,7 +163,7 @@ def _builder(name: str) -> Builder:
         return build_hf
     if name in OWN:
         return _build_own
-    raise unknown_name(name, [*OWN, *AROUND])
+    raise unknown_name(name, [*OWN, *COMPOSITE])
 
 
 def _build_own(
@@ -196,32 +194,36 @@ def _build_pseudo3d(
 
 
 def _build_student(
-    num_classes: int, taps: Sequence[str], view: dict[str, Any], options: dict[str, Any]
-) -> HallucinatingStudent:
-    options = dict(options)
-    if not isinstance(options.get("backbone"), Mapping) or "name" not in options["backbone"]:
-        raise ValueError("hallucinating needs backbone={name: ...}, the network that it extends")
-    backbone: dict[str, Any] = {"num_classes": 0, **options.pop("backbone")}
-    backbone["view"] = {**backbone.get("view", {}), **view}
-    backbone["taps"] = list(taps) or backbone.get("taps", [])
-    with options_of("hallucinating"):
-        return HallucinatingStudent(create_model(**backbone), num_classes=num_classes, **options)
-
-
-def _build_two_stream(
     num_classes: int,
     taps: Sequence[str],
     view: dict[str, Any],
     class_names: Sequence[str] | None,
     options: dict[str, Any],
-) -> TwoStream:
+) -> HallucinatingStudent:
+    if not isinstance(options.get("backbone"), Mapping) or "name" not in options["backbone"]:
+        raise ValueError("hallucinating needs backbone={name: ...}, the network that it extends")
+    backbone: dict[str, Any] = {"num_classes": 0, **options.pop("backbone")}
+    backbone["view"] = {**backbone.get("view", {}), **view}
+    backbone["taps"] = list(taps) or backbone.get("taps", [])
+    return HallucinatingStudent(create_model(**backbone), num_classes=num_classes, **options)
+
+
+def _build_streams(
+    build: Callable[..., Encoder],
+    name: str,
+    num_classes: int,
+    taps: Sequence[str],
+    view: dict[str, Any],
+    class_names: Sequence[str] | None,
+    options: dict[str, Any],
+) -> Encoder:
     if odd := [tap for tap in taps if tap.partition(".")[0] not in STREAMS]:
         raise ValueError(f"unknown tap {odd[0]!r}; name a stream and its layer, such as appearance.layer4")
     streams = []
     for stream in STREAMS:
         given = options.pop(stream, None)
         if not isinstance(given, Mapping) or "name" not in given:
-            raise ValueError(f"two_stream needs {stream}={{name: ...}}, the network of this stream")
+            raise ValueError(f"{name} needs {stream}={{name: ...}}, the network of this stream")
         # As a `ModelConfig`, or flat, as the `config` of a network.
         rest = {k: v for k, v in given.items() if k not in ("name", "weights", "view", "options", "num_classes")}
         rest |= given.get("options") or {}
@@ -229,6 +231,14 @@ def _build_two_stream(
             rest["taps"] = layers
         seen = {**(given.get("view") or {}), **view}
         config = ModelConfig(name=given["name"], weights=given.get("weights"), view=seen, options=rest)
-        streams.append(load_model(config, num_classes=num_classes, class_names=class_names))
-    with options_of("two_stream"):
-        return TwoStream(*streams, num_classes=num_classes, **options)
+        classes = given.get("num_classes", num_classes)
+        streams.append(load_model(config, num_classes=classes, class_names=class_names))
+    return build(*streams, num_classes=num_classes, **options)
+
+
+COMPOSITE: dict[str, Callable[..., Encoder]] = {
+    "hallucinating": _build_student,
+    "fused": partial(_build_streams, FusedStreams, "fused"),
+    "two_stream": partial(_build_streams, TwoStream, "two_stream"),
+}
+"""Networks made of others, which their options name; so they are not listed."""

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from stillmotion.models.chain import Chain
 from stillmotion.models.checkpoint import WeightsReport
 from stillmotion.models.encoder import Encoder
+from stillmotion.models.fusion import STREAMS
 
 Connect = Literal["none", "sum", "concat", "mul"]
 Direction = Literal["m2a", "a2m", "both"]
 Density = Literal["adjacent", "dense"]
 
-STREAMS = ("appearance", "motion")
 RECEIVERS = {"m2a": ("appearance",), "a2m": ("motion",), "both": STREAMS}
 FUSION = "fusion"
 

@@ -245,11 +245,12 @@ def _problems(plan: Plan, tally: Tally, found: Found, failed: Mapping[str, str])
 def _pictures(plan: Plan, tally: Tally, rows: Sequence[Row]) -> str:
     """Draws the pictures; returns the paragraph that shows them."""
     shown = ["![accuracy over cost](results.png)"]
-    curves = {
-        label: [plan.run_folder(t) / "metrics.csv" for t in plan.trials() if t.label == label and t.seed in e.seeds]
-        for label, e in tally.entries.items()
-    }
-    if plot_curves({k: v for k, v in curves.items() if v}, CURVES, plan.output / "curves.png"):
+    curves: dict[str, list[Path]] = {}
+    for trial in plan.trials():
+        path = plan.run_folder(trial) / "metrics.csv"  # a mean of networks has learned nothing, and has none
+        if trial.label in tally.entries and trial.seed in tally.entries[trial.label].seeds and path.exists():
+            curves.setdefault(trial.label, []).append(path)
+    if plot_curves(curves, CURVES, plan.output / "curves.png"):
         shown.append("![curves](curves.png)")
     by_name = {row["name"]: row["metrics"] for row in rows}
     if len(plan.evaluate) > 1:

@@ -100,6 +100,18 @@ def test_a_mirror_image_moves_the_other_way() -> None:
     np.testing.assert_array_equal(ten[6, 0, 1], ten[0, 0, 1, :, ::-1])
 
 
+def test_relative_motion_is_that_of_the_clip() -> None:
+    first = texture()
+    frames = rgb(first, moved(first, 1.0, 0.0), first, moved(first, 3.0, -1.5))
+    vectors = np.stack(flow_of_pairs(frames, FlowConfig()))
+    size = np.sqrt((vectors.astype(np.float64) ** 2).mean())  # of both fields, so that they keep their proportion
+    view = flow_view(num_frames=2, flow={"relative": True})  # bound 8 times that
+    seen = from_bytes(render_view(frames, view, NO_DRAW), 8.0)[0].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(seen, vectors / (size + 120 * 3e-4), atol=8.0 / 254 + 1e-4)
+    still = render_view(rgb(first, first, first, first), view, NO_DRAW)
+    assert (still == 128).all(), "nothing is not blown up"
+
+
 def test_pairs_stay_inside_the_sample() -> None:
     view = View(kind="flow", num_frames=3, flow=FlowConfig(step=2), moment="last", clip="middle")
     assert frame_indices(view, 6, None, NO_DRAW).tolist() == [[3, 5, 3, 5, 3, 5]]
@@ -128,7 +140,7 @@ def test_what_the_network_sees() -> None:
     found = prepare(coded, view)
     torch.testing.assert_close(found.flatten(), torch.tensor([-1.0, 0.0, 1.0, 0.0, 0.0, 64 / 127]))
     assert View.from_dict(json.loads(json.dumps(view.to_dict()))) == view
-    with pytest.raises(ValueError, match=r"unknown view setting flow.bounds; known: bound, method, step, stretch"):
+    with pytest.raises(ValueError, match=r"setting flow.bounds; known: bound, method, relative, step, stretch"):
         View.from_dict({"kind": "flow", "flow": {"bounds": 3}})
 
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from stillmotion.data.sampling import frame_indices
-from stillmotion.view import NO_DRAW, Augment, Draw, Moment, View
+from stillmotion.view import NO_DRAW, Augment, Draw, FlowConfig, Moment, View
 
 
 def indices(
@@ -118,6 +118,22 @@ def test_official_hallucinet_clip_of_a_short_video() -> None:
     # Start 10 - 17 is before the video: all ten frames, then the last one.
     assert indices(View(num_frames=16, end="hallucinet"), 10) == [[*range(10), 9, 9, 9, 9, 9, 9]]
     assert indices(View(num_frames=16, end="hallucinet", stride=0), 10) == [[5] * 16]
+
+
+def test_whole_takes_a_frame_out_of_each_part() -> None:
+    view = View(num_frames=4, clip="whole", stride=9, end="shift")
+    assert indices(view, 10) == [[1, 3, 6, 8]], "middles of parts of 2.5 frames: 1.25, 3.75, 6.25, 8.75"
+    assert indices(view, 2) == [[0, 0, 1, 1]]
+    drawn = replace(view, moment="random")
+    assert indices(drawn, 10, draw=Draw(time=0.9)) == [[2, 4, 7, 9]], "2.25, 4.75, 7.25, 9.75"
+    assert indices(drawn, 10) == indices(view, 10)
+    assert indices(view, 10, draw=Draw(time=0.9)) == indices(view, 10), "only random moments are drawn"
+    # Two clips: 8 places of 1.25 frames in turn, their middles 0.625, 1.875, 3.125, ...
+    assert indices(replace(view, num_moments=2), 10) == [[0, 3, 5, 8], [1, 4, 6, 9]]
+    # Fields of flow over two frames each: the first one of 10 - 2 frames, parts of 2.
+    flow = replace(view, kind="flow", flow=FlowConfig(step=2))
+    assert frame_indices(flow, 10, None, NO_DRAW).tolist() == [[1, 3, 3, 5, 5, 7, 7, 9]]
+    assert frame_indices(flow, 1, None, NO_DRAW).tolist() == [[0] * 8]
 
 
 def test_rate_of_its_own() -> None:

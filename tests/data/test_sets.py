@@ -336,6 +336,12 @@ def test_kth_sample_is_found_in_other_containers() -> None:
     }
 
 
+def test_kth_list_as_its_page_names_it(tmp_path: Path) -> None:
+    put(tmp_path / "00sequences.txt", "Training: person11, 12\r\nperson11_boxing_d1\t\tframes\t1-95, 96-185\r\n")
+    table = SETS["kth"](touch(tmp_path, "person11_boxing_d1_uncomp.avi"))
+    assert [(s.start, s.end, s.split) for s in table] == [(0, 95, "train"), (95, 185, "train")]
+
+
 def test_kth_errors(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"sequences.txt: no such file"):
         SETS["kth"](tmp_path)
@@ -385,6 +391,8 @@ def test_make_table_refuses_what_a_set_does_not_have(tmp_path: Path) -> None:
         make_table("kth", root, output=output, split=2)
     with pytest.raises(ValueError, match=r"^ucf101 has no option set=2; it takes split$"):
         make_table("ucf101", root, output=output, set=2)
+    with pytest.raises(ValueError, match=r"^hmdb51 has no option window=official; it takes split, unused$"):
+        make_table("hmdb51", root, output=output, options={"window": "official"})
     with pytest.raises(ValueError, match=r"give a name that ends in .csv$"):
         make_table("kth", root, output=root)
     with pytest.raises(TableError, match=r"no such file or folder; correct annotations=$"):

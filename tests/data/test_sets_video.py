@@ -1,14 +1,17 @@
 """Readers of the sets of the P3D paper, on small files in the published form."""
 
+import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from stillmotion.data.sets import SETS, make_table
 from stillmotion.data.sets.dynamic_scenes import CLASSES as MARYLAND
+from stillmotion.data.sets.yup_plus_plus import CLASSES as YUP
 from stillmotion.data.sets.yupenn import CLASSES as YUPENN
-from stillmotion.data.table import TableError, read_table
+from stillmotion.data.table import Table, TableError, read_table
 from tests.data.test_sets import counts, put, rows, touch
 
 # ---- ActivityNet 1.3
@@ -168,7 +171,93 @@ def test_scenes_that_are_not_complete(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"12 of 14 classes have no video, the first 'city_street'; complete the set"):
         SETS["yupenn"](tmp_path)
     assert SETS["yupenn"](tmp_path, missing="skip").classes() == ["beach", "railway"]
+    with pytest.raises(TableError, match="12 of 14 classes have no video"):
+        make_table("yupenn", str(tmp_path), output=str(tmp_path / "t.csv"))
+    make_table("yupenn", str(tmp_path), output=str(tmp_path / "t.csv"), missing="skip")
+    assert read_table(tmp_path / "t.csv").classes() == ["beach", "railway"]
     with pytest.raises(TableError, match="13 of 13 classes have no video, the first 'avalanche'; correct the folder"):
         SETS["dynamic_scenes"](touch(tmp_path / "empty", "x.txt"), missing="skip")
     with pytest.raises(TableError, match="no such folder; pass the one with the class folders"):
         SETS["yupenn"](tmp_path / "nowhere")
+
+
+# ---- YUP++
+
+
+PUBLISHED = [2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 16, 18, 22, 26, 28]
+"""Training videos of beaches with a still camera in our static-YUP++."""
+
+
+def yup(root: Path, number: int = 30) -> Path:
+    names = [name.title().replace("_", "") for name in YUP]
+    kinds = (("stationary", "static"), ("moving", "moving"))
+    return touch(
+        root,
+        *(f"YUP++/camera_{f}/{n}/{n}_{k}_cam_{i}.mp4" for n in names for f, k in kinds for i in range(1, number + 1)),
+    )
+
+
+def cells(table: Table) -> Counter[tuple[str | None, str]]:
+    return Counter((s.split, s.targets["camera"]) for s in table)
+
+
+def test_yup_plus_plus_trains_on_a_tenth_of_every_class_and_camera(tmp_path: Path) -> None:
+    assert len(YUP) == 20
+    table = SETS["yup_plus_plus"](yup(tmp_path))
+    assert len(table) == 1200
+    assert set(Counter((s.targets["label"], s.targets["camera"]) for s in table.select("train")).values()) == {3}
+    assert cells(table) == {(s, c): n for s, n in (("train", 60), ("test", 540)) for c in ("static", "moving")}
+    assert len(table.notes) == 1
+    assert "this draw is ours" in table.notes[0]
+    draws = [{s.name for s in SETS["yup_plus_plus"](tmp_path, split=k).select("train")} for k in (1, 2, 1)]
+    assert draws[0] == draws[2] != draws[1]
+    moving = SETS["yup_plus_plus"](tmp_path, camera="moving")
+    assert cells(moving) == {("train", "moving"): 60, ("test", "moving"): 540}
+    assert {s.name for s in moving.select("train")} <= draws[0]
+    with pytest.raises(ValueError, match="camera='still': choose static, moving or both"):
+        SETS["yup_plus_plus"](tmp_path, camera="still")
+    with pytest.raises(ValueError, match="split=11: choose one of 1, 2"):
+        SETS["yup_plus_plus"](tmp_path, split=11)
+
+
+def test_static_yup_plus_plus_is_the_published_half(tmp_path: Path) -> None:
+    """The rule, written a second time, and its outcome for one class, so that the list never changes."""
+    table = SETS["static_yup_plus_plus"](yup(tmp_path))
+    assert cells(table) == dict.fromkeys([(s, c) for s in ("train", "test") for c in ("static", "moving")], 300)
+    for camera in ("static", "moving"):
+        names = [f"Ocean_{camera}_cam_{i}" for i in range(1, 31)]
+        half = sorted(names, key=lambda n: hashlib.sha256(f"static-YUP++/{n}".encode()).hexdigest())[:15]
+        found = [s for s in table.select("train") if s.targets == {"label": "ocean", "camera": camera}]
+        assert {Path(s.name).stem for s in found} == set(half)
+    numbers = sorted(int(Path(s.name).stem.split("_")[-1]) for s in table.select("train") if "Beach_static" in s.name)
+    assert numbers == PUBLISHED
+    assert "Table 6 cannot be compared" in table.notes[0]
+
+
+def test_yup_plus_plus_that_is_not_complete(tmp_path: Path) -> None:
+    table = SETS["yup_plus_plus"](yup(tmp_path, number=10))
+    assert cells(table) == {(s, c): n for s, n in (("train", 20), ("test", 180)) for c in ("static", "moving")}
+    assert table.notes[1] == "not 30 videos, so not the draw of the whole set: beach (moving) 10 and 39 more"
+    touch(tmp_path, "YUP++/camera_moving/Beach/clip.mp4")
+    with pytest.raises(TableError, match=r"clip.mp4: not named Class_static_cam_N or Class_moving_cam_N"):
+        SETS["yup_plus_plus"](tmp_path)
+    few = touch(tmp_path / "few", "camera_moving/Beach/Beach_moving_cam_1.mp4")
+    with pytest.raises(TableError, match="19 of 20 classes have no video"):
+        SETS["yup_plus_plus"](few)
+    assert len(SETS["yup_plus_plus"](few, missing="skip")) == 1
+
+
+def test_yup_plus_plus_with_a_list(tmp_path: Path) -> None:
+    names = yup(tmp_path, number=2)
+    stems = [p.stem for p in sorted(names.rglob("*.mp4"))]
+    lines = [f"{n} {'static' if 'static' in n else 'moving'}_{'train' if n.endswith('1') else 'test'}" for n in stems]
+    path = put(tmp_path / "10_90_randsplit_1.txt", "\n".join(lines))
+    table = SETS["yup_plus_plus"](tmp_path, annotations=path)
+    assert cells(table) == dict.fromkeys([(s, c) for s in ("train", "test") for c in ("static", "moving")], 20)
+    assert all((s.split == "train") == Path(s.name).stem.endswith("1") for s in table)
+    put(path, "\n".join(lines[1:]))
+    with pytest.raises(TableError, match=r"randsplit_1.txt: 1 videos are in no split, the first '.*Beach_moving_cam_1"):
+        SETS["yup_plus_plus"](tmp_path, annotations=path)
+    put(path, "Beach_moving_cam_1 train\n")
+    with pytest.raises(TableError, match=r"randsplit_1.txt line 1: .* is not `NAME static_train`"):
+        SETS["yup_plus_plus"](tmp_path, annotations=path)

@@ -55,6 +55,15 @@ def test_mars_is_the_task_and_the_distance_of_the_features() -> None:
     assert all(p.grad is None for p in method.encoder("teacher").parameters())
 
 
+@pytest.mark.parametrize(("schedule", "factors"), [("rise", (0.0, 0.5, 1.0)), ("fall", (1.0, 0.5, 0.0))])
+def test_weights_follow_their_schedule(schedule: str, factors: tuple[float, ...]) -> None:
+    method, batch = make("mars", teacher={"width": 5}, schedule=schedule), random_batch()
+    for progress, factor in zip((0.0, 0.5, 1.0), factors, strict=True):
+        method.progress = progress
+        out = method(batch)
+        torch.testing.assert_close(out["loss"], out["task_loss"] + factor * 50.0 * out["mimic_loss"])
+
+
 def test_mars_without_its_weight_is_plain_training() -> None:
     """METHODS 12.7."""
     batch = random_batch()

@@ -9,11 +9,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stillmotion.data.sets.fetch import Fetch
 from stillmotion.data.sets.layout import Missing, Videos, first_folder, make_table
 from stillmotion.data.table import Sample, Table, TableError
 
 _FILES = "activity_net*.json"
 _SPLITS = {"training": "train", "validation": "val", "testing": "test"}
+
+FETCH = Fetch(
+    home=("http://activity-net.org/download.html",),
+    files=("activity_net.v1-3.min.json", "the videos, from YouTube or asked for by the form there"),
+    terms="the videos belong to their uploaders",
+    layout={
+        "videos/v_-a_BcdefghI.mp4": "",
+        "activity_net.v1-3.min.json": (
+            '{"database": {"-a_BcdefghI": {"subset": "training", '
+            '"annotations": [{"label": "Polo", "segment": [1.5, 20.0]}]}}}'
+        ),
+    },
+)
 
 
 def read(root: Path, *, annotations: Path | None = None, missing: Missing = "error", segments: bool = False) -> Table:

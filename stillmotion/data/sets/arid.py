@@ -9,10 +9,24 @@ beside its videos also gives groups to those.
 import re
 from pathlib import Path
 
+from stillmotion.data.sets.fetch import Fetch
 from stillmotion.data.sets.layout import Missing, Videos, chosen, first_folder, lines_of, make_table
 from stillmotion.data.table import Sample, Table, TableError, read_table
 
 _SCENE = re.compile(r"(?P<group>[A-Za-z]+_\d+)_\d+")
+
+FETCH = Fetch(
+    home=("https://xuyu0010.github.io/arid.html",),
+    files=("the clips", "list_cvt with the lists of three splits"),
+    terms="published for research without an open licence",
+    layout={
+        "clips/Drink/Drink_11_1.mp4": "",
+        "clips/Drink/Drink_2_10.mp4": "",
+        "list_cvt/ARID_split1_train.txt": "0\t0\tDrink/Drink_11_1.mp4\n",
+        "list_cvt/ARID_split1_test.txt": "0\t0\tDrink/Drink_2_10.mp4\n",
+    },
+    note="the page's address is from memory",
+)
 
 
 def read(root: Path, *, annotations: Path | None = None, split: int = 1, missing: Missing = "error") -> Table:

@@ -11,13 +11,25 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillmotion.data.sets.layout import Missing, Videos, lines_of, make_table
+from stillmotion.data.sets.fetch import Fetch
+from stillmotion.data.sets.layout import Missing, Videos, lines_of, make_table, mat_arrays
 from stillmotion.data.table import Sample, Table, TableError
 
 _LISTS = ("ASLAN_Samples_List.txt", "Samples_Details.txt")
 _LINE = re.compile(r"(?P<number>\d+)\s+(?P<label>[^\\]+)\\(?P<rest>.+)")
 _SOURCE = re.compile(r".*?-(?P<id>[\w-]{11})-.*-[\d.]+-[\d.]+")
 _COLUMNS = ("first", "second", "same", "fold")
+
+FETCH = Fetch(
+    home=("https://talhassner.github.io/home/projects/ASLAN/ASLAN-main.html",),
+    files=("the clips", "ASLAN_Samples_List.txt", "View2.mat, for `stillmotion aslan`"),
+    terms="published for research without an open licence",
+    layout={
+        "ASLAN_MP4/0001.mp4": "",
+        "ASLAN_Samples_List.txt": "1\tpush up\\push-ups exercise-a_B-cdefghI-how to-12-3.5\n",
+    },
+    note="the page's address is from memory",
+)
 
 
 def read(root: Path, *, annotations: Path | None = None, missing: Missing = "error") -> Table:
@@ -80,13 +92,7 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def _from_mat(path: Path) -> list[Pair]:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        arrays = [a for name, a in loadmat(path).items() if not name.startswith("__")]
-    except (MatReadError, ValueError, TypeError, NotImplementedError, OSError) as error:
-        raise ValueError(f"{path}: not a MATLAB file ({' '.join(str(error).split())}); give View2.mat") from None
+    arrays = list(mat_arrays(path).values())
     if len(arrays) != 1 or arrays[0].ndim != 3 or arrays[0].shape[1] != 5:
         shapes = ", ".join(" x ".join(map(str, a.shape)) for a in arrays) or "nothing"
         raise ValueError(f"{path}: holds {shapes}, not pairs x 5 x splits; give View2.mat, not the pairs of View 1")

@@ -5,6 +5,7 @@ One folder a class. How the folders are spelt we could not verify, so upper case
 
 from pathlib import Path
 
+from stillmotion.data.sets.fetch import Fetch
 from stillmotion.data.sets.layout import Missing, read_scenes
 from stillmotion.data.table import Table
 
@@ -12,6 +13,14 @@ CLASSES = (
     "avalanche", "boiling_water", "chaotic_traffic", "forest_fire", "fountain", "iceberg_collapse", "landslide",
     "smooth_traffic", "tornado", "volcanic_eruption", "waterfall", "waves", "whirlpool",
 )  # fmt: skip
+
+FETCH = Fetch(
+    home=("http://www.umiacs.umd.edu/users/nshroff/DynamicScene.html",),
+    files=("the videos, a folder a class",),
+    terms="not stated where we looked",
+    layout={f"{name}/1.avi": "" for name in CLASSES},
+    note="the page's address is from memory; upper case, blanks and punctuation of the folders do not count",
+)
 
 
 def read(root: Path, *, annotations: Path | None = None, missing: Missing = "error") -> Table:

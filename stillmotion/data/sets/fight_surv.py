@@ -9,12 +9,24 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from stillmotion.data.sets.fetch import Fetch
 from stillmotion.data.sets.layout import Missing, Videos, chosen, lines_of, make_table
 from stillmotion.data.table import Sample, Table, TableError, read_table
 
 NUM_FOLDS = 5
 _CLIP = re.compile(r"((?:no)?fi\d{3})\s*:.*")
 _RANGE = re.compile(r"nofi(\d{3})\s*-\s*nofi(\d{3})\s*:\s*(\w+).*")
+
+FETCH = Fetch(
+    home=("https://github.com/seymanurakti/fight-detection-surv-dataset",),
+    files=("the repository: folders fight and noFight, videos.txt",),
+    terms="MIT; real violence filmed by surveillance cameras",
+    layout={
+        "fight/fi001.mp4": "",
+        "noFight/nofi001.mp4": "",
+        "videos.txt": "https://www.youtube.com/watch?v=x\nfi001: 0.13.50 - 0.15.60\nnofi001: 0.20.00 - 0.22.00\n",
+    },
+)
 
 
 def read(root: Path, *, annotations: Path | None = None, split: int | None = None, missing: Missing = "error") -> Table:

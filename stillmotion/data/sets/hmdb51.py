@@ -9,11 +9,25 @@ movies have clips on both sides, which `check_leaks` reports.
 import re
 from pathlib import Path
 
+from stillmotion.data.sets.fetch import Fetch
 from stillmotion.data.sets.layout import Missing, Videos, chosen, first_folder, lines_of, make_table
 from stillmotion.data.table import Sample, Table, TableError
 
 _SPLITS = {"0": "unused", "1": "train", "2": "test"}
 _TAGS = r"[fhlu]_(?:cm|nm)_np\d+_(?:ba|bm|fr|le|ri)_(?:goo|med|bad)_\d+\.avi"
+
+FETCH = Fetch(
+    home=("https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/",),
+    files=("hmdb51_org.rar (2 GB), and the archive of every class in it", "test_train_splits.rar"),
+    terms="CC BY 4.0 by its page; the clips are from films and YouTube",
+    layout={
+        "hmdb51_org/kick/Film_kick_f_cm_np1_le_bad_1.avi": "",
+        "hmdb51_org/kick/Other_kick_f_cm_np1_le_bad_0.avi": "",
+        "testTrainMulti_7030_splits/kick_test_split1.txt": (
+            "Film_kick_f_cm_np1_le_bad_1.avi 1 \nOther_kick_f_cm_np1_le_bad_0.avi 2 \n"
+        ),
+    },
+)
 
 
 def read(

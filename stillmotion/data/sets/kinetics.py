@@ -8,11 +8,23 @@ too. The test lists of some releases have no labels.
 import csv
 from pathlib import Path
 
+from stillmotion.data.sets.fetch import Fetch
 from stillmotion.data.sets.layout import Missing, Videos, make_table
 from stillmotion.data.table import Sample, Table, TableError
 
 _COLUMNS = ("youtube_id", "time_start", "time_end")
 _SPLITS = {"validate": "val", "validation": "val"}
+
+FETCH = Fetch(
+    home=("https://github.com/cvdfoundation/kinetics-dataset",),
+    files=("the CSV lists of one release (400, 600, 700)", "the clips, as tar files there or cut from YouTube"),
+    terms="lists CC BY 4.0; the videos belong to their uploaders",
+    layout={
+        "train/zumba/-0a_B-cdefg_000026_000036.mp4": "",
+        "train.csv": "label,youtube_id,time_start,time_end,split\nzumba,-0a_B-cdefg,26,36,train\n",
+    },
+    note="the terms are from memory",
+)
 
 
 def read(root: Path, *, annotations: Path | None = None, missing: Missing = "error") -> Table:

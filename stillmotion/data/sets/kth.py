@@ -8,6 +8,7 @@ every video: `person01_boxing_d1  frames  1-95, 96-185, ...`, counted from 1, bo
 import re
 from pathlib import Path
 
+from stillmotion.data.sets.fetch import Fetch
 from stillmotion.data.sets.layout import Missing, Videos, lines_of, make_table
 from stillmotion.data.table import Sample, Table, TableError
 
@@ -16,13 +17,24 @@ _VIDEO = re.compile(r"person(?P<person>\d\d)_(?P<label>\w+)_(?P<scenario>d\d)\s+
 _RANGE = re.compile(r"(\d+)-(\d+)")
 _SPLITS = {"Training": "train", "Validation": "val", "Test": "test"}
 
+FETCH = Fetch(
+    home=("https://www.csc.kth.se/cvap/actions/",),
+    files=("boxing.zip, handclapping.zip, handwaving.zip, jogging.zip, running.zip, walking.zip", "00sequences.txt"),
+    terms="published for research without an open licence",
+    layout={
+        "boxing/person11_boxing_d1_uncomp.avi": "",
+        "00sequences.txt": "Training:\tperson11, 12\nperson11_boxing_d1\t\tframes\t1-95, 96-185\n",
+    },
+    note="names of the archives are from memory",
+)
+
 
 def read(root: Path, *, annotations: Path | None = None, missing: Missing = "error") -> Table:
     """Reads the official ranges, one sample each, as half-open ranges that count from 0.
 
     Args:
         root: Folder with the videos, in any folders below it.
-        annotations: `sequences.txt`, or its folder. Default: in `root`.
+        annotations: `sequences.txt` or `00sequences.txt`, or its folder. Default: in `root`.
         missing: What to do with listed videos that are not there.
 
     Returns:
@@ -32,7 +44,9 @@ def read(root: Path, *, annotations: Path | None = None, missing: Missing = "err
         TableError: In one line: file, line, remedy.
     """
     path = annotations or root
-    path = path / "sequences.txt" if path.is_dir() else path
+    if path.is_dir():  # the official page has it as 00sequences.txt
+        numbered = path / "00sequences.txt"
+        path = numbered if numbered.is_file() else path / "sequences.txt"
     split_of: dict[str, str] = {}
     samples = []
     for number, line in lines_of(path):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from stillmotion.data.rows import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from stillmotion.data.table import Sample, Table, TableError
@@ -116,7 +116,7 @@ def read_scenes(root: Path, classes: Sequence[str], missing: Missing) -> Table:
     Args:
         root: Folder with the class folders.
         classes: Names of the folders; case, blanks and punctuation do not count. Other folders are passed over.
-        missing: `skip` accepts that a class has no video.
+        missing: `skip` and `keep` accept that a class has no video.
 
     Raises:
         TableError: A class has no video, or the folder is not there.
@@ -130,8 +130,8 @@ def read_scenes(root: Path, classes: Sequence[str], missing: Missing) -> Table:
             samples.append(Sample(path, path.relative_to(root).as_posix(), {"label": label}))
     there = {s.targets["label"] for s in samples}
     lacking = [name for name in classes if name not in there]
-    if lacking and (missing != "skip" or not samples):
-        remedy = "correct the folder" if missing == "skip" else "complete the set, or read with missing=skip"
+    if lacking and (missing == "error" or not samples):
+        remedy = "correct the folder" if missing != "error" else "complete the set, or read with missing=skip"
         raise TableError(
             f"{root}: {len(lacking)} of {len(classes)} classes have no video, the first {lacking[0]!r}; {remedy}"
         )
@@ -152,6 +152,23 @@ def lines_of(path: Path) -> list[tuple[int, str]]:
         raise TableError(f"{path}: no such file; pass annotations=, the folder with the official lists")
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     return [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+
+
+def mat_arrays(path: Path) -> dict[str, Any]:
+    """Arrays of a MATLAB file (before version 7.3) by name.
+
+    Raises:
+        TableError: Not such a file.
+    """
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    if not path.is_file():
+        raise TableError(f"{path}: no such file; pass annotations=, the folder with the official lists")
+    try:
+        return {name: array for name, array in loadmat(path).items() if not name.startswith("__")}
+    except (MatReadError, ValueError, TypeError, NotImplementedError, OSError) as error:
+        raise TableError(f"{path}: not a MATLAB file ({' '.join(str(error).split())}); get it again") from None
 
 
 def first_folder(*candidates: Path | None, holding: str) -> Path:

@@ -8,10 +8,24 @@ named by their YouTube id.
 import re
 from pathlib import Path
 
+from stillmotion.data.sets.fetch import Fetch
 from stillmotion.data.sets.layout import Missing, Videos, first_folder, lines_of, make_table
 from stillmotion.data.table import Sample, Table, TableError
 
 _LINE = re.compile(r"\S+[?&]v=(?P<video>[\w-]+)\S*\s+(?P<labels>\d+(?:,\d+)*)")
+
+FETCH = Fetch(
+    home=("https://github.com/gtoderici/sports-1m-dataset",),
+    files=("original/train_partition.txt, original/test_partition.txt and labels.txt", "the videos, from YouTube"),
+    terms="the videos belong to their uploaders",
+    layout={
+        "videos/UDqivjS-lpI.mp4": "",
+        "videos/_1234567890.mp4": "",
+        "labels.txt": "boomerang\nfreestyle bmx\n",
+        "original/train_partition.txt": "https://www.youtube.com/watch?v=UDqivjS-lpI 1,0\n",
+        "original/test_partition.txt": "https://www.youtube.com/watch?v=_1234567890 0\n",
+    },
+)
 
 
 def read(root: Path, *, annotations: Path | None = None, missing: Missing = "error") -> Table:

@@ -8,10 +8,23 @@ from one source video. The class is `HandstandPushups`, its files are named `v_H
 import re
 from pathlib import Path
 
+from stillmotion.data.sets.fetch import Fetch
 from stillmotion.data.sets.layout import Missing, Videos, chosen, first_folder, lines_of, make_table
 from stillmotion.data.table import Sample, Table, TableError
 
 _NAME = re.compile(r"(?P<label>[^/]+)/v_.+_g(?P<group>\d+)_c\d+\.avi(?: \d+)?")
+
+FETCH = Fetch(
+    home=("https://www.crcv.ucf.edu/data/UCF101.php",),
+    files=("UCF101.rar (6.5 GB)", "UCF101TrainTestSplits-RecognitionTask.zip"),
+    terms="published for research without an open licence",
+    layout={
+        "UCF-101/TaiChi/v_TaiChi_g09_c01.avi": "",
+        "UCF-101/TaiChi/v_TaiChi_g01_c02.avi": "",
+        "ucfTrainTestlist/trainlist01.txt": "TaiChi/v_TaiChi_g09_c01.avi 90\r\n",
+        "ucfTrainTestlist/testlist01.txt": "TaiChi/v_TaiChi_g01_c02.avi\r\n",
+    },
+)
 
 
 def read(root: Path, *, annotations: Path | None = None, split: int = 1, missing: Missing = "error") -> Table:

@@ -8,11 +8,20 @@ import csv
 import re
 from pathlib import Path
 
+from stillmotion.data.sets.fetch import Fetch
 from stillmotion.data.sets.layout import Missing, Videos, chosen, make_table
 from stillmotion.data.table import Sample, Table, TableError
 
 CLASSES = ("hand_shaking", "hugging", "kicking", "pointing", "punching", "pushing")
 _NAME = re.compile(r"(\d+)_(\d+)_([0-5])")
+
+FETCH = Fetch(
+    home=("https://cvrc.ece.utexas.edu/SDHA2010/Human_Interaction.html",),
+    files=("ut-interaction_segmented_set1.zip", "ut-interaction_segmented_set2.zip"),
+    terms="published for research without an open licence",
+    layout={"segmented_set1/0_1_4.avi": "", "segmented_set2/0_11_0.avi": ""},
+    note="the page's address is from memory",
+)
 
 
 def read(

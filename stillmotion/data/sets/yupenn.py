@@ -5,6 +5,7 @@ One folder a class. How the folders are spelt we could not verify, so upper case
 
 from pathlib import Path
 
+from stillmotion.data.sets.fetch import Fetch
 from stillmotion.data.sets.layout import Missing, read_scenes
 from stillmotion.data.table import Table
 
@@ -12,6 +13,14 @@ CLASSES = (
     "beach", "city_street", "elevator", "forest_fire", "fountain", "highway", "lightning_storm", "ocean", "railway",
     "rushing_river", "sky_clouds", "snowing", "waterfall", "windmill_farm",
 )  # fmt: skip
+
+FETCH = Fetch(
+    home=("http://vision.eecs.yorku.ca/research/dynamic-scenes/",),
+    files=("the videos of YUPENN, a folder a class",),
+    terms="not stated where we looked",
+    layout={f"{name}/1.avi": "" for name in CLASSES},
+    note="the page's address is from memory; upper case, blanks and punctuation of the folders do not count",
+)
 
 
 def read(root: Path, *, annotations: Path | None = None, missing: Missing = "error") -> Table:

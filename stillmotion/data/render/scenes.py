@@ -1,0 +1,164 @@
+"""Videos of scenes that move (waves, fire, snow, traffic) before a still or a moving camera, laid out as YUP++.
+
+`camera_stationary/Ocean/Ocean_static_cam_1.mp4`, `camera_moving/Ocean/Ocean_moving_cam_1.mp4`, ...: what reads YUP++
+reads these (two of the classes, rain and smoke, are not in it). They stand in for it in tests and demonstrations; a
+result on them says nothing about real scenes.
+"""
+
+import csv
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from stillmotion.data.render import nature, town
+from stillmotion.data.render.actions import FPS, write_video
+from stillmotion.data.render.painting import Moment, Rng
+from stillmotion.data.table import Table, read_table
+
+SCENES: dict[str, Callable[[Rng, int, int], Moment]] = {
+    "fireworks": town.fireworks,
+    "forest_fire": nature.forest_fire,
+    "fountain": nature.fountain,
+    "highway": town.highway,
+    "ocean": nature.ocean,
+    "rain": nature.rain,
+    "sky_clouds": nature.sky_clouds,
+    "smoke": town.smoke,
+    "snowing": nature.snowing,
+    "waterfall": nature.waterfall,
+    "waving_flags": town.waving_flags,
+    "windmill_farm": town.windmill_farm,
+}
+"""By class name, as in YUP++ where it has the class."""
+MARGIN = 0.14
+"""How far a camera can look beyond the picture, on each side, as a share of its height."""
+DETAIL = 1.5
+"""Pixels that are painted for one of the video, in each direction."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One video to be.
+
+    Args:
+        label: One of `SCENES`.
+        camera: `static` or `moving`.
+        seed: Decides everything else.
+    """
+
+    label: str
+    camera: str
+    seed: int
+
+
+def draw_scene(
+    scene: Scene, *, size: tuple[int, int] = (128, 96), num_frames: int = 24, fps: int = FPS
+) -> NDArray[np.uint8]:
+    """Draws the frames of a scene.
+
+    Args:
+        scene: What is seen.
+        size: Width and height in pixels.
+        num_frames: How many.
+        fps: Frames a second.
+
+    Returns:
+        (T, H, W, 3) uint8, RGB.
+    """
+    rng = np.random.default_rng([scene.seed, 3])
+    width, height = (round(DETAIL * side) for side in size)
+    margin = round(MARGIN * height)
+    at = SCENES[scene.label](rng, height + 2 * margin, width + 2 * margin)
+    begin, way, shake = rng.uniform(0, 20), rng.uniform(-1, 1, (2, 2)), rng.uniform(0, 2 * np.pi, (2, 2))
+    light, tint = rng.uniform(0.88, 1.1), rng.uniform(0.95, 1.05, 3)
+    frames = np.empty((num_frames, size[1], size[0], 3), np.uint8)
+    for i in range(num_frames):
+        share = i / max(1, num_frames - 1) if scene.camera == "moving" else 0.0
+        swing = 0.12 * np.sin(shake + 2 * np.pi * np.array([[1.0], [2.3]]) * share).sum(0)
+        offset = (way[0] * (1 - share) + way[1] * share + (swing if scene.camera == "moving" else 0.0)).clip(-1, 1)
+        x, y = (margin * (1 + offset)).round().astype(int)
+        image = at(begin + i / fps)[y : y + height, x : x + width] * (light * tint).astype(np.float32)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        frames[i] = (image + rng.normal(0, 2, image.shape)).clip(0, 255).astype(np.uint8)
+    return frames
+
+
+def plan_scenes(num_videos: int, seed: int) -> list[Scene]:
+    """So many videos of every class and kind of camera, each with its own seed."""
+    rng = np.random.default_rng([seed, 4])
+    return [
+        Scene(label, camera, int(rng.integers(2**31)))
+        for label in SCENES
+        for camera in ("static", "moving")
+        for _ in range(num_videos)
+    ]
+
+
+def render_scenes(
+    folder: str | Path,
+    *,
+    num_videos: int = 6,
+    train_share: float = 0.5,
+    seed: int = 0,
+    size: tuple[int, int] = (128, 96),
+    num_frames: int = 24,
+    workers: int = 1,
+    progress: bool = False,
+) -> Table:
+    """Renders a set of videos and its table.
+
+    Args:
+        folder: Gets `table.csv`, `camera_stationary` and `camera_moving`.
+        num_videos: Of every class and kind of camera, two or more.
+        train_share: Share of them that is for training, one at least and not all.
+        seed: Decides everything.
+        size: Width and height in pixels, both even.
+        num_frames: Frames of a video, 12 a second.
+        workers: Processes that draw.
+        progress: Show a bar.
+
+    Returns:
+        The table, with the columns path, label, split, camera.
+
+    Raises:
+        ValueError: Too few videos, an odd size, no frames, or a share outside 0 to 1.
+    """
+    if num_videos < 2 or num_frames < 1:
+        raise ValueError(f"num_videos={num_videos}, num_frames={num_frames}: give at least 2 videos and 1 frame")
+    if not 0 < train_share < 1:
+        raise ValueError(f"train_share={train_share}: give a share between 0 and 1")
+    if min(size) < 16 or any(side % 2 for side in size):
+        raise ValueError(f"size={size[0]}x{size[1]}: give two even numbers, 16 or more")
+    folder = Path(folder)
+    plan = plan_scenes(num_videos, seed)
+    num_train = min(num_videos - 1, max(1, round(train_share * num_videos)))
+    rows = []
+    for i, scene in enumerate(plan):
+        name, number = scene.label.title().replace("_", ""), i % num_videos + 1
+        place = f"camera_{'moving' if scene.camera == 'moving' else 'stationary'}/{name}"
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        split = "train" if number <= num_train else "test"
+        rows.append([f"{place}/{name}_{scene.camera}_cam_{number}.mp4", scene.label, split, scene.camera])
+    render = partial(_render, size=size, num_frames=num_frames)
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        done = pool.map(render, [folder / row[0] for row in rows], plan, chunksize=4)
+        for _ in track(done, "rendering", total=len(plan), disable=not progress, console=Console(stderr=True)):
+            pass
+    with open(folder / "table.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split", "camera"])
+        writer.writerows(rows)
+    return read_table(folder / "table.csv")
+
+
+def _render(path: Path, scene: Scene, *, size: tuple[int, int], num_frames: int) -> None:
+    write_video(path, draw_scene(scene, size=size, num_frames=num_frames))
