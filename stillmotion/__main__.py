@@ -20,6 +20,7 @@ COMMANDS: dict[str, Any] = {
     "predict": api.predict,
     "extract": api.extract,
     "pack": api.pack,
+    "flow": api.flow,
     "features": api.features,
     "svm": api.svm,
     "aslan": api.aslan,
@@ -35,9 +36,9 @@ COMMANDS: dict[str, Any] = {
 }  # fmt: skip
 # Commands with a list at the end of their positional arguments, and how many stand before it.
 LISTS = {"predict": 1, "benchmark": 0}
-# `--student X` is short for `--student.name X`.
 MANY = "--fuse"
 """Takes all that follows up to the next option."""
+# `--student X` is short for `--student.name X`; the teacher of `evaluate` and the method of `flow` are but names.
 NAMED = ("--student", "--teacher", "--method", "--probe")
 
 
@@ -74,7 +75,7 @@ def _expand(arguments: Sequence[str]) -> list[str]:
             result[at:end] = [json.dumps(result[at:end])]
     for i, argument in enumerate(result):
         option, equals, value = argument.partition("=")
-        if option not in NAMED or result[0] == "evaluate":  # whose teacher is a name
+        if option not in NAMED or result[0] in ("evaluate", "flow"):
             continue
         value = value if equals else (result[i + 1] if i + 1 < len(result) else "")
         if value and not value.startswith(("{", "-")) and Path(value).suffix not in (".yaml", ".yml", ".json"):

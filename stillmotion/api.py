@@ -104,6 +104,7 @@ def evaluate(
     target: str | None = None,
     short_side: int | None = None,
     packed: str | None = None,
+    flow: str | None = None,
     workers: int = 1,
     batch_size: int = 16,
     device: str = "auto",
@@ -135,6 +136,7 @@ def evaluate(
             (`run|jump`): top1 and top5 are then Hit@1 and Hit@5.
         short_side: As in training unless given here.
         packed: Frame store to read from.
+        flow: Flow store that views of flow read from.
         workers: Loader processes.
         batch_size: Videos at once.
         device: auto, cpu or cuda.
@@ -156,6 +158,7 @@ def evaluate(
         "target": target,
         "short_side": short_side,
         "packed": packed,
+        "flow": flow,
         "workers": workers,
         "batch_size": batch_size,
         "device": device,
@@ -337,6 +340,7 @@ def features(
     split: str | None = None,
     short_side: int | None = None,
     packed: str | None = None,
+    flow: str | None = None,
     workers: int = 1,
     batch_size: int = 1,
     device: str = "auto",
@@ -361,6 +365,7 @@ def features(
         split: Only these samples (default: all).
         short_side: Reduce frames to this shorter side while decoding; a run: as in its training unless given here.
         packed: Frame store to read from.
+        flow: Flow store that views of flow read from.
         workers: Loader processes.
         batch_size: Videos at once, each with all its clips.
         device: auto, cpu or cuda.
@@ -381,6 +386,7 @@ def features(
         split=split,
         short_side=short_side,
         packed=packed,
+        flow=flow,
         workers=workers,
         batch_size=batch_size,
         device=device,
@@ -504,6 +510,64 @@ def pack(
     done = run_pack(table, output, root=root, short_side=short_side, codec=codec, quality=quality, workers=workers)
     print(f"{output}: {done}")
     return 1 if done.errors else 0
+
+
+def flow(
+    table: str,
+    *,
+    output: str,
+    method: Literal["dis", "tvl1", "farneback", "raft_small", "raft_large"] = "dis",
+    step: int = 1,
+    short_side: int | None = None,
+    stretch: bool = False,
+    fps: float | None = None,
+    bound: float | None = None,
+    layout: Literal["video", "mars", "two-stream"] = "video",
+    quality: int | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    workers: int = 2,
+    preview: int = 0,
+    root: str | None = None,
+) -> int:
+    """Computes the optical flow of a table's videos once, for views of flow to read (`--data.flow FOLDER`).
+
+    The same command goes on where it was stopped. Over a folder that the papers' tools wrote it computes nothing and
+    only adds what is known of each video. Exit code 1 if a video could not be read, or only in part; it is listed in
+    `broken.csv`.
+
+    Args:
+        table: CSV or Parquet table, or a folder of class folders; all its splits are computed.
+        output: Folder of the store.
+        method: `dis` (fast), `tvl1` (as the papers, a hundred times slower), `farneback`, or the networks `raft_small`
+            and `raft_large` (a GPU, or patience).
+        step: Frames between the two of a field.
+        short_side: Reduce frames to this shorter side before (`--data.short_side` of the training).
+        stretch: Stretch dark videos over the whole range of grey before.
+        fps: Re-sample videos to this rate before (MARS: 25); default: their own frames.
+        bound: Pixels beyond which motion is cut off (default: 20 in the papers' layouts, nothing in `video`).
+        layout: `video` one small file a sample; `mars` (VIDEO/TVL1jpg_x_00001.jpg) or `two-stream`
+            (u/VIDEO/frame000001.jpg).
+        quality: Of JPEG, 1 to 100 (default: 95 in the papers' layouts, 75 in `video`).
+        weights: Of RAFT: a file with torchvision's state dict, or `default` (a download).
+        device: Where RAFT computes: auto, cpu or cuda.
+        workers: Processes, each on one thread.
+        preview: Also write so many videos of frames beside their flow in colours, to `OUTPUT/preview`.
+        root: Folder that the table's relative paths start from.
+    """
+    from stillmotion.data.compute_flow import compute_flow
+    from stillmotion.data.flow_store import FlowSettings
+
+    settings = FlowSettings(method=method, step=step, stretch=stretch, short_side=short_side, fps=fps, bound=bound,
+                            layout=layout, quality=quality)  # fmt: skip
+    done = compute_flow(table, output, settings, weights=weights, device=device, workers=workers, root=root)
+    print(done)
+    if preview:
+        from stillmotion.report.flow_preview import write_previews
+
+        for path in write_previews(output, table, preview, root=root):
+            print(path)
+    return 1 if done.errors or done.faults else 0
 
 
 def export(run: str, *, output: str, view: dict[str, Any] = {}) -> int:

@@ -40,7 +40,7 @@ class MethodConfig:
     """A method by name, with its own settings (`stillmotion list methods`).
 
     Args:
-        name: supervised, hallucinate, logits, mars, mers, d3d, relation, fusion, stddcn.
+        name: supervised, hallucinate, logits, mars, mers, d3d, relation, fusion, stddcn, im2flow.
         options: Its settings; unknown ones are refused.
     """
 
@@ -63,6 +63,8 @@ class DataConfig:
         num_draws: Distinct draws a sample; epoch e shows draw e modulo this. None: a new draw every epoch.
         short_side: Reduce frames to this shorter side while decoding, before any view's geometry (None: full size).
         packed: Frame store that `stillmotion pack` wrote from this table; frames come from there.
+        flow: Flow store that views of flow read from (`stillmotion flow`); what it lacks is computed and added. None
+            computes flow from the frames every time.
         workers: Loader processes.
     """
 
@@ -76,6 +78,7 @@ class DataConfig:
     num_draws: int | None = None
     short_side: int | None = None
     packed: str | None = None
+    flow: str | None = None
     workers: int = 1
 
 

@@ -41,6 +41,7 @@ def evaluate(
     target: str | None = None,
     short_side: int | None = None,
     packed: str | None = None,
+    flow: str | None = None,
     workers: int = 1,
     batch_size: int = 16,
     device: str = "auto",
@@ -65,6 +66,7 @@ def evaluate(
             `label` for a network that knows no classes yet.
         short_side: As in `DataConfig`; None: as in the run's training.
         packed: Frame store to read from.
+        flow: Flow store that views of flow read from.
         workers, batch_size, device: Where and how it runs; `auto` takes an accelerator if there is one.
         root: Folder that the table's relative paths start from.
 
@@ -84,7 +86,7 @@ def evaluate(
     check_labels(used, task.class_names, task.target, task.names)
     side = short_side if short_side is not None else encoder.short_side
     reading = Reading(
-        batch_size=batch_size, workers=workers, device=pick_device(device), short_side=side, packed=packed
+        batch_size=batch_size, workers=workers, device=pick_device(device), short_side=side, packed=packed, flow=flow
     )
     found = [_measure(Path(name).name, encoder, used, task, reading, pooling, trained)]
     if teacher is not None:

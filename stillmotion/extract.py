@@ -120,6 +120,7 @@ class _Draws(Dataset[Item]):
             "augment": data.augment,
             "short_side": data.short_side,
             "packed": data.packed,
+            "flow": data.flow,
         }
         self.still = VideoDataset(table, None, views, **options)
         self.drawn = VideoDataset(table, None, views, random=True, **options)

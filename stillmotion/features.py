@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stillmotion.config import DataConfig
+from stillmotion.data.flow_store import open_flow
 from stillmotion.data.journal import write_atomically
 from stillmotion.data.store import EXTRACT_AGAIN, FeatureStore, FrameStore, file_size
 from stillmotion.data.table import Table
@@ -74,13 +76,18 @@ def _made_by(teacher: Encoder) -> dict[str, Any]:
 
 
 def _drawn_from(views: Mapping[str, View], data: DataConfig, seed: int) -> dict[str, Any]:
-    """The frames, and what is random about them; seed and augmentation do not matter to views that see no draw."""
+    """The frames and stored flow, and what is random about them.
+
+    Seed and augmentation do not matter to views that see no draw.
+    """
     frames: dict[str, Any] = {"short_side": data.short_side, "codec": "raw"}
     if data.packed is not None:
         packed = FrameStore(data.packed)
         frames = {"short_side": packed.short_side, "codec": packed.codec}
         frames |= {"quality": packed.header.get("quality")} if packed.codec != "raw" else {}
+    flow = open_flow(data.flow, views, frames["short_side"])
     augment = {"min_area": data.augment.min_area, "max_ratio": data.augment.max_ratio, "flip": data.augment.flip}
+    frames |= {"flow": asdict(flow.settings)} if flow is not None else {}
     return {"frames": frames, "draws": None if is_still(views, data.augment) else {"seed": seed, **augment}}
 
 

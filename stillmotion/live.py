@@ -110,6 +110,6 @@ def _predict(source: str, predictor: Predictor, latest: deque[NDArray[np.uint8]]
         view = replace(view, moment=moment, clip=clip, end="shift")  # type: ignore[arg-type]
         indices = frame_indices(view, len(latest), fps, NO_DRAW)
         seen |= set(indices.ravel().tolist())
-        inputs[name] = render_view(np.stack([latest[i] for i in indices.ravel()]), view, NO_DRAW)
+        inputs[name] = render_view([latest[i] for i in indices.ravel()], view, NO_DRAW)
     labels = predictor.labels(inputs)
     return Prediction(source, labels, time.perf_counter() - began, len(seen))

@@ -60,6 +60,7 @@ class VideoLoaders:
             num_draws=data.num_draws,
             short_side=data.short_side,
             packed=data.packed,
+            flow=data.flow,
         )
         seen = {key: view for key, view in views.items() if key.startswith("student/")}
         self._val = still(val, task, seen, data) if val else None
@@ -96,7 +97,7 @@ class VideoLoaders:
 
 def still(table: Table, task: Task | None, views: dict[str, View], data: DataConfig) -> VideoDataset:
     """The samples of a table with nothing random, as evaluation sees them."""
-    return VideoDataset(table, task, views, short_side=data.short_side, packed=data.packed)
+    return VideoDataset(table, task, views, short_side=data.short_side, packed=data.packed, flow=data.flow)
 
 
 def loader(dataset: VideoDataset, batches: EpochBatches, workers: int) -> DataLoader[Batch]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillmotion.data.dataset import VideoDataset, collate
+from stillmotion.data.flow import RAFT
 from stillmotion.data.loader import EpochBatches, make_loader
 from stillmotion.data.sampling import frame_indices
 from stillmotion.data.table import Table
@@ -37,10 +38,11 @@ class Reading:
     device: torch.device | str = "cpu"
     short_side: int | None = None
     packed: str | None = None
+    flow: str | None = None
 
     def loader(self, table: Table, task: Task, views: dict[str, View]) -> Any:
         """Batches of a table with nothing random."""
-        dataset = VideoDataset(table, task, views, short_side=self.short_side, packed=self.packed)
+        dataset = VideoDataset(table, task, views, short_side=self.short_side, packed=self.packed, flow=self.flow)
         batches = EpochBatches(len(table), self.batch_size, shuffle=False)
         return make_loader(dataset, batches, workers=self.workers)
 
@@ -122,8 +124,10 @@ def measure_cost(encoder: Encoder, table: Table, reading: Reading) -> dict[str, 
     moments = max(view.num_shown for view in encoder.views.values())
     counted = count_cost(encoder)
     cost: dict[str, float | None] = {"params": counted.params, "gmacs": counted.gmacs * moments}
-    dataset = VideoDataset(table, None, {f"student/{n}": v for n, v in encoder.views.items()},
-                           short_side=reading.short_side, packed=reading.packed)  # fmt: skip
+    views = {f"student/{name}": view for name, view in encoder.views.items()}
+    # Flow is a part of the cost, and so computed here; only RAFT's is read where it is stored.
+    flow = reading.flow if any(view.flow.method in RAFT for view in views.values()) else None
+    dataset = VideoDataset(table, None, views, short_side=reading.short_side, packed=reading.packed, flow=flow)
     encoder.to(reading.device).eval()
     times, frames = [], []
     rows = np.unique(np.linspace(0, len(table) - 1, TIMED + 1).astype(int)).tolist()

@@ -59,6 +59,7 @@ def predict_table(
     device: "torch.device | str" = "cpu",
     short_side: int | None = None,
     packed: str | None = None,
+    flow: str | None = None,
 ) -> Predictions:
     """Runs a network on every sample of a table, with nothing random.
 
@@ -69,7 +70,7 @@ def predict_table(
         outputs: Names of further outputs to keep.
         role: Under which stored features are found.
         batch_size, workers, device: Where and how it runs.
-        short_side, packed: As in `DataConfig`.
+        short_side, packed, flow: As in `DataConfig`.
 
     Raises:
         ValueError: No sample can be read; the message names the first.
@@ -78,7 +79,7 @@ def predict_table(
     from stillmotion.data.loader import EpochBatches, make_loader
 
     views = {f"{role}/{name}": view for name, view in encoder.views.items()}
-    dataset = VideoDataset(table, task, views, short_side=short_side, packed=packed)
+    dataset = VideoDataset(table, task, views, short_side=short_side, packed=packed, flow=flow)
     loader = make_loader(dataset, EpochBatches(len(table), batch_size, shuffle=False), workers=workers)
     encoder.to(device).eval()
     return collect(table, loader, lambda batch: encoder.from_batch(batch, role), device, outputs)

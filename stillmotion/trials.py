@@ -197,7 +197,7 @@ def predict_fold(
     encoder, task, _ = load_pretrained(run, view=view)
     device = pick_device("cpu" if trainer.accelerator == "cpu" else "auto")
     found = predict_table(encoder, fold.test, task, batch_size=batch_size, workers=fold.data.workers, device=device,
-                          short_side=fold.data.short_side, packed=fold.data.packed)  # fmt: skip
+                          short_side=fold.data.short_side, packed=fold.data.packed, flow=fold.data.flow)  # fmt: skip
     write_arrays(target, ids=np.array(found.ids), logits=found.logits, view=np.array(key))
 
 
@@ -268,7 +268,7 @@ def measure_costs(runs: Mapping[str, Path], folds: Mapping[str, Fold], target: P
     for label, run in runs.items():
         if label not in known:
             data = folds[label].data
-            reading = Reading(device=device, short_side=data.short_side)  # from videos, as in use
+            reading = Reading(device=device, short_side=data.short_side, flow=data.flow)  # from videos, as in use
             known[label] = measure_cost(load_pretrained(run)[0], folds[label].test, reading)
             write_atomic(target, json.dumps(known, indent=2))
 

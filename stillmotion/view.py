@@ -13,7 +13,7 @@ Moment = Literal["centre", "first", "last", "uniform", "random", "keyframe"]
 Clip = Literal["start", "middle", "end", "whole"]
 End = Literal["repeat", "shift", "hallucinet"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "random"]
-FlowMethod = Literal["dis", "tvl1", "farneback"]
+FlowMethod = Literal["dis", "tvl1", "farneback", "raft_small", "raft_large"]
 Box = tuple[float, float, float, float]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -25,7 +25,7 @@ class FlowConfig:
     """Optical flow as a view sees it.
 
     Args:
-        method: dis, tvl1, farneback.
+        method: dis, tvl1, farneback; raft_small, raft_large only from a store (`stillmotion flow`).
         step: Frames of the video between the two frames of a flow field.
         bound: Pixels of the view (after its resample) beyond which motion is cut off; the network sees motion in units
             of it, -1 to 1. 20 is that of the papers, whose pictures are 256 pixels high; small views need less.
@@ -59,8 +59,8 @@ class View:
 
     Args:
         kind: `rgb`; `difference` (RGB frames whose consecutive differences the model takes: T frames give T - 1);
-            `flow` (T fields of optical flow, computed while reading; two channels, u and v); `feature` (a row that was
-            stored before, named by `source`).
+            `flow` (T fields of optical flow, computed while reading or read from a store; two channels, u and v);
+            `feature` (a row that was stored before, named by `source`).
         size: Height and width in pixels.
         num_frames: T, frames at each moment.
         stride: Distance in frames between two frames of a clip; 0 repeats the moment's frame (a clip without motion).

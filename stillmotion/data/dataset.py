@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, default_collate
 
+from stillmotion.data.flow_store import FlowStore, open_flow
 from stillmotion.data.source import FrameSource, Videos, show
 from stillmotion.data.store import FeatureStore, FrameStore
 from stillmotion.data.table import Table
@@ -31,6 +32,7 @@ class VideoDataset(Dataset[Item]):
         short_side: Reduce frames to this shorter side before any view's geometry; None keeps the full size, or that
             of `packed`.
         packed: Frame store that the frames are read from instead of the videos.
+        flow: Flow store that views of flow read from; what it lacks is computed from the videos and added.
 
     Raises:
         ValueError: A label is not among the task's classes; a store does not fit the table; a feature is missing.
@@ -48,6 +50,7 @@ class VideoDataset(Dataset[Item]):
         num_draws: int | None = None,
         short_side: int | None = None,
         packed: str | Path | None = None,
+        flow: str | Path | None = None,
     ) -> None:
         self.table, self.seed, self.augment = table, seed, augment
         self.random, self.num_draws, self.epoch = random, num_draws, 0
@@ -57,6 +60,10 @@ class VideoDataset(Dataset[Item]):
         if packed is not None:
             self.source = FrameStore(packed)
             self.source.check(table, short_side=short_side)
+            short_side = self.source.short_side
+        self.flow = open_flow(flow, views, short_side)
+        if self.flow is not None:
+            self.flow.check(table)
         self.feature_views = {key: view for key, view in views.items() if view.kind == "feature"}
         folders = {view.source for view in self.feature_views.values() if view.source}
         self.features = {folder: self._open_features(folder) for folder in sorted(folders)}
@@ -108,13 +115,18 @@ class VideoDataset(Dataset[Item]):
                 features = self.features[str(view.source)].get(sample.id, number, view.field)
                 item[key] = torch.from_numpy(features)
             if self.frame_views:
-                shown = show(self.source, sample, self.frame_views, draw)
+                shown = show(self.source, sample, self.frame_views, draw, self.flow)
                 item |= {key: torch.from_numpy(frames) for key, frames in shown.items()}
-                if fault := self.source.extent(sample).fault:
+                if fault := self._seen_by().extent(sample).fault:
                     item["fault"] = fault
         except (ValueError, OSError) as error:
             return {"index": row, "error": " ".join(str(error).split())}
         return item
+
+    def _seen_by(self) -> FrameSource | FlowStore:
+        """What knows the frames; where all views see stored flow, no video is opened."""
+        live = self.flow is None or any(view.kind != "flow" for view in self.frame_views.values())
+        return self.source if live or self.flow is None else self.flow
 
 
 def collate(items: Sequence[Item]) -> dict[str, Any]:

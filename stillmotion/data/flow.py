@@ -7,9 +7,13 @@ from numpy.typing import NDArray
 
 from stillmotion.view import FlowConfig
 
+Frames = NDArray[np.uint8]
 Grey = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
+Calculate = Callable[[Grey, Grey], Vectors]
 SMALLEST = 16
+RAFT = ("raft_small", "raft_large")
+"""Methods that need weights: computed into a store (`raft.py`), never while training reads."""
 LEVELS = 127
 """Byte 128 is no motion, 1 and 255 are the bound: zero is exact and both directions are coded alike."""
 
@@ -29,21 +33,32 @@ def optical_flow(pairs: Sequence[tuple[Grey, Grey]], method: str = "dis") -> lis
     Raises:
         ValueError: There is no such method.
     """
+    calculate = flow_function(method)
+    return [calculate(first, second) for first, second in pairs]
+
+
+def flow_function(method: str) -> Calculate:
+    """What `optical_flow` does with one pair.
+
+    Raises:
+        ValueError: There is no such method.
+    """
+    if method in RAFT:
+        raise ValueError(f"flow method {method!r} is read from a store only: run `stillmotion flow --method {method}`")
     if method not in METHODS:
         raise ValueError(f"flow method {method!r}: choose one of {', '.join(METHODS)}")
-    if not pairs:
-        return []
-    if min(pairs[0][0].shape) < SMALLEST:
-        return [np.zeros((*first.shape, 2), np.float32) for first, _ in pairs]
     calculate = METHODS[method]()
-    # Between equal frames nothing moves, which need not be computed.
-    return [
-        np.zeros((*a.shape, 2), np.float32) if np.array_equal(a, b) else np.asarray(calculate(a, b), np.float32)
-        for a, b in pairs
-    ]
+
+    def flow(first: Grey, second: Grey) -> Vectors:
+        # Between equal frames nothing moves, which need not be computed.
+        if min(first.shape) < SMALLEST or np.array_equal(first, second):
+            return np.zeros((*first.shape, 2), np.float32)
+        return np.asarray(calculate(first, second), np.float32)
+
+    return flow
 
 
-def _dis() -> Callable[[Grey, Grey], NDArray[np.float32]]:
+def _dis() -> Calculate:
     import cv2
 
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
@@ -51,7 +66,7 @@ def _dis() -> Callable[[Grey, Grey], NDArray[np.float32]]:
     return lambda a, b: np.asarray(dis.calc(a, b, nothing))
 
 
-def _tvl1() -> Callable[[Grey, Grey], NDArray[np.float32]]:
+def _tvl1() -> Calculate:
     import cv2
 
     tvl1 = cv2.optflow.DualTVL1OpticalFlow.create()
@@ -59,7 +74,7 @@ def _tvl1() -> Callable[[Grey, Grey], NDArray[np.float32]]:
     return lambda a, b: np.asarray(tvl1.calc(a, b, nothing))
 
 
-def _farneback() -> Callable[[Grey, Grey], NDArray[np.float32]]:
+def _farneback() -> Calculate:
     import cv2
 
     nothing = np.empty(0, np.float32)
@@ -67,36 +82,54 @@ def _farneback() -> Callable[[Grey, Grey], NDArray[np.float32]]:
     return lambda a, b: np.asarray(cv2.calcOpticalFlowFarneback(a, b, nothing, 0.5, 3, 15, 3, 5, 1.2, 0))
 
 
-METHODS: dict[str, Callable[[], Callable[[Grey, Grey], NDArray[np.float32]]]] = {
+METHODS: dict[str, Callable[[], Calculate]] = {
     "dis": _dis,
     "tvl1": _tvl1,
     "farneback": _farneback,
 }
 
 
-def grey_frames(frames: NDArray[np.uint8], *, stretch: bool) -> list[Grey]:
+def grey_frames(frames: Frames | Sequence[Frames], *, stretch: bool) -> list[Grey]:
     """Frames as flow is computed on them.
 
     Args:
-        frames: (T, H, W, 3), RGB.
+        frames: (H, W, 3) each, RGB. One that stands there several times is turned to grey once.
         stretch: Over the whole range of grey, by the darkest and brightest hundredth of all frames, and slightly
             blurred: dark videos show their motion too.
     """
+    held = list(frames)  # while they are held, no two have the same id
+    greys = {key: to_grey(frame) for key, frame in {id(frame): frame for frame in held}.items()}
+    if stretch:
+        table = stretch_table([greys[id(frame)] for frame in held])
+        greys = {key: stretched(grey, table) for key, grey in greys.items()}
+    return [greys[id(frame)] for frame in held]
+
+
+def to_grey(frame: Frames) -> Grey:
+    """One RGB frame (H, W, 3) in grey."""
     import cv2
 
-    grey = [np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8) for frame in frames]
-    if not stretch:
-        return grey
+    return np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+def stretch_table(grey: Sequence[Grey]) -> Grey:
+    """New value (256,) for each grey, by the darkest and brightest hundredth of about eight of the frames."""
     low, high = np.percentile(np.stack(grey[:: max(1, len(grey) // 8)]), [1, 99])
-    table = np.clip((np.arange(256) - low) * (255.0 / max(high - low, 1.0)), 0, 255).astype(np.uint8)
-    return [np.asarray(cv2.GaussianBlur(table[frame], (0, 0), 1.0), np.uint8) for frame in grey]
+    return np.asarray(np.clip((np.arange(256) - low) * (255.0 / max(high - low, 1.0)), 0, 255), np.uint8)
 
 
-def flow_of_pairs(frames: NDArray[np.uint8], config: FlowConfig) -> list[Vectors]:
+def stretched(grey: Grey, table: Grey) -> Grey:
+    """A grey frame with the values of the table, slightly blurred."""
+    import cv2
+
+    return np.asarray(cv2.GaussianBlur(table[grey], (0, 0), 1.0), np.uint8)
+
+
+def flow_of_pairs(frames: Frames | Sequence[Frames], config: FlowConfig) -> list[Vectors]:
     """Flow between frames 0 and 1, 2 and 3, and so on.
 
     Args:
-        frames: (2P, H, W, 3), RGB.
+        frames: 2P of (H, W, 3), RGB.
         config: How.
 
     Returns:

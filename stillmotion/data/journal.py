@@ -44,6 +44,22 @@ def read_header(folder: Path, kind: str, remedy: str) -> dict[str, Any]:
     return header
 
 
+def start_header(folder: Path, header: Mapping[str, Any], remedy: str) -> None:
+    """Writes the settings of a store, or compares them with those that are there.
+
+    Raises:
+        StoreError: The store there has others.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    full = json.loads(json.dumps({"format": FORMAT, **header}))
+    if (folder / HEADER).exists():
+        found = read_header(folder, str(header["kind"]), remedy)
+        if difference := first_difference(found, full):
+            raise StoreError(f"{folder}: {difference}; {remedy}")
+    else:
+        write_atomically(folder / HEADER, json.dumps(full, indent=1) + "\n")
+
+
 def read_entries(folder: Path) -> tuple[list[Entry], int]:
     """Complete records of a store, in order, and the length of the index that they take."""
     try:
@@ -106,13 +122,7 @@ class Journal:
         except filelock.Timeout:
             raise StoreError(f"{folder}: another process is writing to this store; wait for it") from None
         try:
-            full = json.loads(json.dumps({"format": FORMAT, **header}))
-            if (folder / HEADER).exists():
-                found = read_header(folder, str(header["kind"]), remedy)
-                if difference := first_difference(found, full):
-                    raise StoreError(f"{folder}: {difference}; {remedy}")
-            else:
-                write_atomically(folder / HEADER, json.dumps(full, indent=1) + "\n")
+            start_header(folder, header, remedy)
             journal = cls(folder, *read_entries(folder))
             try:
                 yield journal
@@ -144,7 +154,7 @@ class Journal:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a small text file so that a reader sees the old or the new one, never a part."""
-    draft = path.with_name(path.name + ".tmp")
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with draft.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from stillmotion.data.examine import examine
 from stillmotion.data.journal import Entry, Journal, StoreError
-from stillmotion.data.source import Extent, Videos
+from stillmotion.data.source import Extent, Videos, damaged_frames
 from stillmotion.data.store import FRAME, PACK_AGAIN, Codec, file_size
 from stillmotion.data.table import Sample, Table, read_table
 
@@ -108,23 +107,9 @@ class _Records:
             except ValueError:
                 # Decoding has shown what is damaged, and where the readable part ends.
                 extent = self.videos.extent(sample)
-                return self._record(sample, extent, known, self._damaged(sample, extent))
+                return self._record(sample, extent, known, damaged_frames(self.videos, sample, extent))
         except (ValueError, OSError) as error:
             return b"", {**known, "error": " ".join(str(error).split())}
-
-    def _damaged(self, sample: Sample, extent: Extent) -> frozenset[int]:
-        """Frames of a sample that cannot be read, relative to its first one."""
-        if not sample.path.is_dir():
-            seen = examine(sample.path)
-            start, _ = sample.frame_range(seen.num_frames, seen.fps)
-            return frozenset(number - start for number in seen.damaged)
-        damaged = set()
-        for number in range(extent.num_frames):
-            try:
-                self.videos.read(sample, np.array([number]))
-            except ValueError:
-                damaged.add(number)
-        return frozenset(damaged)
 
     def _record(self, sample: Sample, extent: Extent, known: Entry, damaged: frozenset[int]) -> tuple[bytes, Entry]:
         size: list[int] = []

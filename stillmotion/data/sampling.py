@@ -72,6 +72,17 @@ def _spread(view: View, n: int, draw: Draw) -> NDArray[np.int64]:
     return _pairs(frames, view, n) if view.kind == "flow" else frames
 
 
+def resampled(num_frames: int, fps: float, rate: float) -> NDArray[np.int64]:
+    """Frames of a video that make it one of another rate: at each of the new times the nearest.
+
+    Example:
+        >>> resampled(6, 30.0, 25.0).tolist(), resampled(3, 25.0, 50.0).tolist()
+        ([0, 1, 2, 4, 5], [0, 1, 1, 2, 2, 2])
+    """
+    step = Fraction(fps).limit_denominator(10**6) / Fraction(rate).limit_denominator(10**6)
+    return np.minimum(_rounded(np.arange(max(1, round(num_frames / step))), step), num_frames - 1)
+
+
 def _moments(view: View, n: int, draw: Draw, keyframes: Sequence[int]) -> NDArray[np.int64]:
     """Frames (N,) at which the clips of a view are anchored."""
     count, anchor = view.num_moments, n // 2

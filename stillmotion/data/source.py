@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillmotion.data.decode import decode_frames, timeline
+from stillmotion.data.examine import examine
+from stillmotion.data.flow import Vectors
 from stillmotion.data.sampling import frame_indices
 from stillmotion.data.table import Sample
-from stillmotion.data.transforms import render_view
+from stillmotion.data.transforms import render_flow, render_view
 from stillmotion.view import Draw, View
 
 
@@ -40,6 +42,18 @@ class FrameSource(Protocol):
 
     def read(self, sample: Sample, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Frames (T, H, W, 3) at `indices`, relative to the sample's first frame."""
+        ...
+
+
+class FlowSource(Protocol):
+    """Gives the flow of samples: `FlowStore` has it on disk."""
+
+    def extent(self, sample: Sample) -> Extent:
+        """Frames between which the fields lie, their rate and keyframes."""
+        ...
+
+    def read(self, sample: Sample, pairs: NDArray[np.int64]) -> list[Vectors]:
+        """Fields (H, W, 2) between the frames of each pair (P, 2), in pixels of their own."""
         ...
 
 
@@ -75,14 +89,32 @@ class Videos:
         return decode_frames(sample.path, (indices + start).tolist(), short_side=self.short_side)
 
 
-def show(source: FrameSource, sample: Sample, views: Mapping[str, View], draw: Draw) -> dict[str, NDArray[np.uint8]]:
+def damaged_frames(videos: Videos, sample: Sample, extent: Extent) -> frozenset[int]:
+    """Frames of a partly readable sample that cannot be read, relative to its first one; found by decoding all."""
+    if not sample.path.is_dir():
+        seen = examine(sample.path)
+        start, _ = sample.frame_range(seen.num_frames, seen.fps)
+        return frozenset(number - start for number in seen.damaged)
+    damaged = set()
+    for number in range(extent.num_frames):
+        try:
+            videos.read(sample, np.array([number]))
+        except ValueError:
+            damaged.add(number)
+    return frozenset(damaged)
+
+
+def show(
+    source: FrameSource, sample: Sample, views: Mapping[str, View], draw: Draw, flow: FlowSource | None = None
+) -> dict[str, NDArray[np.uint8]]:
     """What the views see of a sample; its frames are read once for all of them.
 
     Args:
         source: Where the frames come from.
         sample: The sample.
-        views: By name; frames only, no stored features.
+        views: By name; frames and flow only, no stored features.
         draw: What is random, the same for all views.
+        flow: Where the views of flow get it; None computes it from the frames.
 
     Returns:
         Frames (N, T, C, h, w) of every view.
@@ -94,6 +126,21 @@ def show(source: FrameSource, sample: Sample, views: Mapping[str, View], draw: D
         >>> show(Videos(), sample, {"frames": View(size=(112, 112))}, NO_DRAW)["frames"].shape  # doctest: +SKIP
         (1, 1, 3, 112, 112)
     """
+    stored = {name for name, view in views.items() if flow is not None and view.kind == "flow"}
+    shown = _decoded(source, sample, {name: view for name, view in views.items() if name not in stored}, draw)
+    for name in stored:
+        assert flow is not None
+        extent = flow.extent(sample)
+        pairs = frame_indices(views[name], extent.num_frames, extent.fps, draw, keyframes=extent.keyframes)
+        shown[name] = render_flow(flow.read(sample, pairs.reshape(-1, 2)), views[name], draw)
+    return shown
+
+
+def _decoded(
+    source: FrameSource, sample: Sample, views: Mapping[str, View], draw: Draw
+) -> dict[str, NDArray[np.uint8]]:
+    if not views:
+        return {}
     extent = source.extent(sample)
     # Damage, and packets that lied, show when frames are decoded; then other frames are known to be readable, and the
     # sample is these.
@@ -116,9 +163,8 @@ def _show(
         for name, view in views.items()
     }
     union = np.unique(np.concatenate(list(wanted.values())))
-    frames = source.read(sample, union)
-    # Most views want all of the frames in their order: no copy then.
+    frames = list(source.read(sample, union))  # a frame that is seen twice is not copied, nor turned to grey twice
     return {
-        name: render_view(frames if np.array_equal(w, union) else frames[np.searchsorted(union, w)], views[name], draw)
+        name: render_view([frames[place] for place in np.searchsorted(union, w)], views[name], draw)
         for name, w in wanted.items()
     }

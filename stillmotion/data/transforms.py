@@ -5,6 +5,7 @@ sees in use what it saw in training.
 """
 
 import random
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stillmotion.data.flow import flow_of_pairs, to_bytes
+from stillmotion.data.flow import Vectors, flow_of_pairs, to_bytes
 from stillmotion.view import Draw, View
 
 Frames = NDArray[np.uint8]
@@ -29,7 +30,7 @@ FILTERS = {
 }
 
 
-def render_view(frames: Frames, view: View, draw: Draw) -> Frames:
+def render_view(frames: Frames | Sequence[Frames], view: View, draw: Draw) -> Frames:
     """Frames of a sample as one view sees them.
 
     A view without a geometry of its own gets the draw's box, resampled once (antialiased) to `view.size`, and the
@@ -38,7 +39,7 @@ def render_view(frames: Frames, view: View, draw: Draw) -> Frames:
     ignored.
 
     Args:
-        frames: (N * T, H, W, 3), RGB, moment by moment; for flow (N * 2T, H, W, 3), pair by pair.
+        frames: N * T of (H, W, 3), RGB, moment by moment; for flow N * 2T, pair by pair.
         view: What is asked for.
         draw: Box, flip and, for `interpolation="random"`, the filters.
 
@@ -49,7 +50,8 @@ def render_view(frames: Frames, view: View, draw: Draw) -> Frames:
         ValueError: The view crops more than its resize leaves.
     """
     if view.kind == "flow":
-        return _render_flow(frames, view, draw)
+        assert len(frames) == 2 * view.num_moments * view.num_frames
+        return render_flow(flow_of_pairs(frames, view.flow), view, draw)
     assert view.kind in ("rgb", "difference")
     assert len(frames) == view.num_moments * view.num_frames
     names = [str(view.interpolation)] * len(frames)
@@ -63,15 +65,21 @@ def render_view(frames: Frames, view: View, draw: Draw) -> Frames:
     return result.reshape(view.num_shown, view.num_frames, 3, *view.size)
 
 
-def _render_flow(frames: Frames, view: View, draw: Draw) -> Frames:
-    """Flow between the frames of each pair, in pixels of the view, as bytes (N, T, 2, h, w).
+def render_flow(fields: Iterable[Vectors], view: View, draw: Draw) -> Frames:
+    """Fields of flow as a view sees them: in pixels of the view, as bytes.
 
     The vectors turn with the picture: they are stretched as it is, and a mirror image moves the other way.
+
+    Args:
+        fields: N * T of (H, W, 2), in pixels of their own, moment by moment.
+        view, draw: As in `render_view`.
+
+    Returns:
+        (N, T, 2, h, w).
     """
-    assert len(frames) == 2 * view.num_moments * view.num_frames
     name = str(view.interpolation) if view.interpolation != "random" else "bilinear"
     result = np.empty((view.num_moments, view.num_crops, view.num_frames, 2, *view.size), np.float32)
-    for number, vectors in enumerate(flow_of_pairs(frames, view.flow)):
+    for number, vectors in enumerate(fields):
         moment, place = divmod(number, view.num_frames)
         u, v = (_shown(np.ascontiguousarray(vectors[..., k]), view, draw, name) for k in range(2))
         for crop, (x, y) in enumerate(zip(u.crops, v.crops, strict=True)):

@@ -9,6 +9,7 @@ from stillmotion.config import MethodConfig
 from stillmotion.methods.base import Method
 from stillmotion.methods.fusion import Fusion
 from stillmotion.methods.hallucinate import Hallucinate
+from stillmotion.methods.im2flow import GuessFlow
 from stillmotion.methods.logits import LogitDistillation
 from stillmotion.methods.mimic import D3d, InternalRelation, Mars, Mers
 from stillmotion.methods.stddcn import Stddcn
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "d3d": D3d,
     "relation": InternalRelation,
     "fusion": Fusion,
+    "im2flow": GuessFlow,
     "stddcn": Stddcn,
 }
 

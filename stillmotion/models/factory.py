@@ -12,6 +12,7 @@ from stillmotion.models.checkpoint import WeightsReport, load_weights
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.fusion import STREAMS, FusedStreams
 from stillmotion.models.hf import build_hf
+from stillmotion.models.im2flow import Im2Flow
 from stillmotion.models.libraries import (
     build_timm,
     build_torchvision,
@@ -44,7 +45,7 @@ def create_model(
     Args:
         name: `timm/<name>`, `torchvision/<name>`, `pseudo3d/<name>` (of timm; `pseudo3d/torchvision/<name>`),
             `resnext3d_101`, `p3d_63` and relatives, `c3d`, `i3d_rgb`, `i3d_flow`, `hf/videomae` and relatives,
-            `hallucinating`, `fused`, `two_stream` (networks made of others), or a run folder.
+            `hallucinating`, `fused`, `two_stream`, `im2flow` (made of others), or a run folder.
         num_classes: Width of `logits`; 0 for none.
         weights: None starts at random; `default` downloads the library's own; else a local safetensors or checkpoint
             file; for `hf/...` also a name on the Hub or a folder. `encoder.weights_report` tells what was taken.
@@ -239,6 +240,7 @@ def _build_streams(
 COMPOSITE: dict[str, Callable[..., Encoder]] = {
     "hallucinating": _build_student,
     "fused": partial(_build_streams, FusedStreams, "fused"),
+    "im2flow": partial(_build_streams, Im2Flow, "im2flow"),
     "two_stream": partial(_build_streams, TwoStream, "two_stream"),
 }
 """Networks made of others, which their options name; so they are not listed."""

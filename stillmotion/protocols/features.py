@@ -68,6 +68,7 @@ def extract_features(
     split: str | None = None,
     short_side: int | None = None,
     packed: str | None = None,
+    flow: str | None = None,
     workers: int = 1,
     batch_size: int = 1,
     device: str = "auto",
@@ -88,7 +89,7 @@ def extract_features(
         num_classes: Of the classifier that the weights bring; for `logits` and `prob`. A run knows it.
         view: Settings of the network's view that differ.
         split: Only these samples.
-        short_side, packed: As in `DataConfig`.
+        short_side, packed, flow: As in `DataConfig`.
         workers, batch_size, device: Where and how it runs; the batch counts videos.
         seed: Of a network without weights.
         root: Folder that the table's relative paths start from.
@@ -105,7 +106,9 @@ def extract_features(
     encoder = _open(model, taps, weights, num_classes, seen)
     side = short_side if short_side is not None else encoder.short_side
     # One split of all samples, and no draw: everything is seen once, with nothing random.
-    data = DataConfig(train="all", val=None, test=None, num_draws=0, short_side=side, packed=packed, workers=workers)
+    data = DataConfig(
+        train="all", val=None, test=None, num_draws=0, short_side=side, packed=packed, flow=flow, workers=workers
+    )
     everything = replace(used, samples=tuple(replace(s, split="all") for s in used))
     part = path.with_name(f"{path.name}.part")
     try:

@@ -1,0 +1,147 @@
+"""`stillmotion flow`: the optical flow of every sample of a table, computed once into a flow store."""
+
+import csv
+import shutil
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stillmotion.data.flow import RAFT
+from stillmotion.data.flow_files import PARTS
+from stillmotion.data.flow_store import FlowSettings, FlowStore
+from stillmotion.data.pool import Failure, run_apart
+from stillmotion.data.table import Sample, Table, read_table
+from stillmotion.run import Run
+
+BROKEN = "broken.csv"
+TIMEOUT_SECONDS = 24 * 3600.0
+"""For one sample: TV-L1 takes a second for a pair of frames."""
+STALE_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class FlowReport:
+    """What `compute_flow` did.
+
+    Args:
+        folder: The store.
+        samples: In the table.
+        added: Of this call.
+        errors: Samples that cannot be read, with the reason.
+        faults: Those that can be in part only.
+        seconds: Time of this call.
+    """
+
+    folder: Path
+    samples: int
+    added: int
+    errors: dict[str, str]
+    faults: dict[str, str]
+    seconds: float
+
+    def __str__(self) -> str:
+        stored = self.samples - len(self.errors)
+        text = f"{self.folder}: {stored} samples, {self.added} of them new, in {self.seconds:.1f} s"
+        broken = len(self.errors) + len(self.faults)
+        return text + (f"; {broken} unreadable or only in part, listed in {self.folder / BROKEN}" if broken else "")
+
+
+def compute_flow(
+    table: str | Path | Table,
+    output: str | Path,
+    settings: FlowSettings = FlowSettings(),
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+    workers: int = 2,
+    root: str | Path | None = None,
+    progress: bool = True,
+) -> FlowReport:
+    """Adds the flow of all samples that a store does not have yet; a stopped call goes on.
+
+    Args:
+        table: The samples, of all splits.
+        output: Folder of the store.
+        settings: How the flow is made and stored.
+        weights: Of RAFT: a file with torchvision's state dict, or `default`.
+        device: Where RAFT computes.
+        workers: Processes, each on one thread; 0 computes in this process.
+        root: Folder that the table's relative paths start from; None: that of the table.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: The table or a setting is wrong, or the store there has other settings.
+    """
+    start = time.monotonic()
+    table = table if isinstance(table, Table) else read_table(table, root=root)
+    if settings.method in RAFT:
+        from stillmotion.data.raft import raft_function, weights_name
+
+        settings = replace(settings, weights=weights_name(weights))
+        raft_function(settings.method, weights, "cpu")  # says what is wrong with the weights
+    store = FlowStore.create(output, settings, weights=weights, device=device)
+    store.check(table)
+    _clean(store.folder / PARTS)
+    todo = [sample for sample in table if not store.has(sample)]
+    errors: dict[str, str] = {}
+    faults = _known_faults(store.folder / BROKEN)
+    console = Console(stderr=True)
+    columns = (TextColumn("flow"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not (progress and console.is_terminal), transient=True) as bar:
+        task = bar.add_task("flow", total=len(table), completed=len(table) - len(todo))
+        answers = (
+            run_apart(partial(_work, store), todo, workers=workers, timeout=TIMEOUT_SECONDS)
+            if workers
+            else ((position, _add(store, sample)) for position, sample in enumerate(todo))
+        )
+        for position, answer in answers:
+            error, fault = (answer.reason, None) if isinstance(answer, Failure) else answer
+            errors |= {todo[position].id: error} if error else {}
+            faults |= {todo[position].id: fault} if fault else {}
+            bar.advance(task)
+    (store.folder / BROKEN).unlink(missing_ok=True)
+    Run(store.folder).write_broken(table, errors, faults)
+    return FlowReport(store.folder, len(table), len(todo) - len(errors), errors, faults, time.monotonic() - start)
+
+
+Answer = tuple[str | None, str | None]
+"""Why a sample cannot be read, and what is wrong with one that can be in part."""
+
+
+def _work(store: FlowStore, sample: Sample) -> Answer:
+    """What a worker does, on one thread: the others have theirs."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    if store.settings.method in RAFT:
+        import torch
+
+        torch.set_num_threads(1)
+    return _add(store, sample)
+
+
+def _add(store: FlowStore, sample: Sample) -> Answer:
+    try:
+        return None, store.add(sample)["fault"]
+    except (ValueError, OSError) as error:
+        return " ".join(str(error).split()), None
+
+
+def _known_faults(broken: Path) -> dict[str, str]:
+    """Reason by sample, of those that earlier calls could read in part."""
+    if not broken.exists():
+        return {}
+    with broken.open(newline="", encoding="utf-8") as file:
+        return {row["file"]: row["reason"] for row in csv.DictReader(file) if row["used"] == "in part"}
+
+
+def _clean(parts: Path) -> None:
+    """Removes what killed calls left half done, and not what a training is just adding."""
+    for path in parts.iterdir() if parts.is_dir() else ():
+        if time.time() - path.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
