@@ -45,6 +45,14 @@ def test_flow_networks_get_two_channels() -> None:
     assert benchmark([flow], batch_sizes=[1], rounds=1)[0].frames == 16
 
 
+def test_the_frames_of_both_streams_are_counted() -> None:
+    flow = {"size": 32, "kind": "flow", "num_frames": 3}
+    views = {"appearance": {"size": 32}, "motion": flow}
+    streams = {name: {"name": "timm/test_resnet", "view": view} for name, view in views.items()}
+    (found,) = benchmark([ModelConfig(name="two_stream", options=streams)], batch_sizes=[1], rounds=1)
+    assert (found.frames, found.size) == (4, (32, 32))
+
+
 def test_a_run_folder_keeps_its_classes(tmp_path: Path) -> None:
     encoder = create_model("resnet3d_10", num_classes=2, width=4, view=CLIP)
     save_pretrained(encoder, Classification(("run", "sit")), tmp_path)

@@ -19,8 +19,7 @@ from stillmotion.tasks import Classification
 from tests.recipes import CONFIGS, settings_of
 
 FULL, TINY = (CONFIGS / "stddcn" / f"ablation{size}.yaml" for size in ("", "_tiny"))
-RUN = ("rgb", "flow", "stddcn", "connect_concat", "stages_34", "teacher_mutual", "shuffled", "difference",
-       "stddcn_difference")  # fmt: skip
+RUN = ("rgb", "flow", "stddcn", "shuffled")
 
 
 def options_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -30,9 +29,8 @@ def options_of(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_grid_has_every_value_of_every_axis() -> None:
-    rows = {
-        n: options_of(r) for n, r in settings_of(FULL)["rows"].items() if r.get("method", {}).get("name") == "stddcn"
-    }
+    named = settings_of(FULL)["rows"].items()
+    rows = {name: options_of(row) for name, row in named if row.get("method", {}).get("name") == "stddcn"}
     grid: dict[str, list[Any]] = {
         "connect": ["none", "sum", "concat", "mul"],
         "direction": ["m2a", "a2m", "both"],
@@ -60,11 +58,8 @@ def test_the_schedule_is_that_of_the_paper() -> None:
     rates = [optim.lr * Schedule(optim, 10).factor(10 * epoch + 9) for epoch in range(optim.epochs)]
     assert rates == pytest.approx([1e-3] * 10 + [1e-4] * 5 + [1e-5] * 5)
     flow = settings["rows"]["flow"]["student"]
-    assert (flow["view"]["num_frames"], flow["view"]["flow"]["method"], flow["options"]["drop_rate"]) == (
-        10,
-        "tvl1",
-        0.8,
-    )
+    assert (flow["view"]["num_frames"], flow["view"]["flow"]) == (10, {"method": "tvl1"})
+    assert flow["options"] == {"drop_rate": 0.8}
 
 
 def test_the_tiny_recipe_differs_in_sizes_only() -> None:
@@ -93,7 +88,7 @@ def test_every_row_can_be_built() -> None:
 
 
 def test_tiny_size_runs(tiny_table: Path, tmp_path: Path) -> None:
-    """Some of its rows; together the others take a minute more."""
+    """Some of its rows; the others, which take a minute, are built above."""
     settings = settings_of(TINY)
     settings["rows"] = {name: settings["rows"][name] for name in RUN}
     settings["reference"] = ["rgb", "shuffled"]
@@ -104,8 +99,6 @@ def test_tiny_size_runs(tiny_table: Path, tmp_path: Path) -> None:
     rows = {row["name"]: row["metrics"] for row in read_results(run)}
     assert rows.keys() == set(RUN)
     parts = {"top1_appearance", "top1_motion", "top1_mean"}
-    assert all({"top1", "top1_25"} <= metrics.keys() for metrics in rows.values())
-    assert {name for name, metrics in rows.items() if metrics["top1_motion"]["mean"] is not None} == {
-        name for name in RUN if name not in ("rgb", "flow", "difference")
-    }
-    assert parts <= rows["stddcn"].keys()
+    for name, metrics in rows.items():
+        assert {"top1", "top1_25"} <= metrics.keys()
+        assert parts & metrics.keys() == (set() if name in ("rgb", "flow") else parts)

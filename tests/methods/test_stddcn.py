@@ -243,6 +243,6 @@ def test_a_comparison_wants_the_motion_stream_live(
     )
     command = ["compare", str(tiny_table), "--config", str(tmp_path / "rows.yaml"), "--output", str(tmp_path / "run")]
     assert main(command) == 2
-    assert "row 'both': stddcn needs more of its teacher than is stored; set rows.both.cache: false" in (
+    assert "row 'both': stddcn needs the teacher itself, not its stored features; set rows.both.cache: false" in (
         capsys.readouterr().err
     )
