@@ -15,7 +15,7 @@ import shutil
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 from zlib import crc32
 
 import cv2
@@ -31,40 +31,6 @@ HEADERS, PARTS, ENTRY = "headers", ".parts", "flow.json"
 SIDES = {"mars": (("", "TVL1jpg_x_", 5), ("", "TVL1jpg_y_", 5)), "two-stream": (("u", "frame", 6), ("v", "frame", 6))}
 """Folder, name and digits of the pictures of u and of v."""
 AGAIN = "remove it and run `stillmotion flow` again"
-
-
-class Layout(Protocol):
-    """Files of a store's samples."""
-
-    def place(self, sample: Sample) -> Path:
-        """File that says that a sample is there, whole."""
-        ...
-
-    def write(self, sample: Sample, entry: Entry, fields: Fields) -> Entry:
-        """Writes a sample; `size` and what reading needs join its entry."""
-        ...
-
-    def open(self, sample: Sample) -> "Opened":
-        """A sample that is there.
-
-        Raises:
-            StoreError: Its files are damaged.
-        """
-        ...
-
-
-class Opened(Protocol):
-    """A sample's entry, and its fields."""
-
-    entry: Entry
-
-    def read(self, number: int) -> Vectors:
-        """A field (H, W, 2).
-
-        Raises:
-            StoreError: It is damaged.
-        """
-        ...
 
 
 def path_of(sample: Sample, *, suffix: bool) -> PurePosixPath:
@@ -112,37 +78,44 @@ class OneFile:
         self.folder, self.bound, self.quality = folder, bound, quality
 
     def place(self, sample: Sample) -> Path:
-        """As `Layout.place`."""
+        """File that says that a sample is there, whole."""
         return self.folder / f"{path_of(sample, suffix=True)}.zip"
 
     def write(self, sample: Sample, entry: Entry, fields: Fields) -> Entry:
-        """As `Layout.write`."""
+        """Writes a sample; `size` and what reading needs join its entry."""
         place, part = self.place(sample), _part(self.folder, sample.id)
         entry = {**entry, "scales": {}}
-        with part.open("wb") as file:
-            with zipfile.ZipFile(file, "w") as pack:
-                for number, vectors in fields:
-                    most = min(float(np.abs(vectors).max()), self.bound or np.inf)
-                    scale = float(f"{most:.6g}") or 1.0
-                    picture = to_bytes(np.concatenate([vectors[..., 0], vectors[..., 1]]), scale)
-                    # ZipInfo without a time: the same flow gives the same bytes.
-                    pack.writestr(zipfile.ZipInfo(f"{number + 1:06d}.jpg"), _encoded(picture, self.quality))
-                    entry["scales"][str(number)] = scale
-                    entry["size"] = list(vectors.shape[:2])
-                pack.writestr(zipfile.ZipInfo(ENTRY), json.dumps(entry))
-            file.flush()
-            os.fsync(file.fileno())
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part.replace(place)
+        try:
+            with part.open("wb") as file:
+                with zipfile.ZipFile(file, "w") as pack:
+                    for number, vectors in fields:
+                        most = min(float(np.abs(vectors).max()), self.bound or np.inf)
+                        scale = float(f"{most:.6g}") or 1.0
+                        picture = to_bytes(np.concatenate([vectors[..., 0], vectors[..., 1]]), scale)
+                        # ZipInfo without a time: the same flow gives the same bytes.
+                        pack.writestr(zipfile.ZipInfo(f"{number + 1:06d}.jpg"), _encoded(picture, self.quality))
+                        entry["scales"][str(number)] = scale
+                        entry["size"] = list(vectors.shape[:2])
+                    pack.writestr(zipfile.ZipInfo(ENTRY), json.dumps(entry))
+                file.flush()
+                os.fsync(file.fileno())
+            place.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(place)
+        finally:
+            part.unlink(missing_ok=True)
         return entry
 
     def open(self, sample: Sample) -> "OpenFile":
-        """As `Layout.open`."""
+        """A sample that is there.
+
+        Raises:
+            StoreError: Its file is damaged.
+        """
         return OpenFile(self.place(sample))
 
 
 class OpenFile:
-    """A zip file of fields."""
+    """A zip file of fields, and its entry."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -159,7 +132,11 @@ class OpenFile:
             raise StoreError(f"{self.path}: damaged ({str(error).strip(chr(34))}); {AGAIN}") from None
 
     def read(self, number: int) -> Vectors:
-        """As `Opened.read`."""
+        """A field (H, W, 2).
+
+        Raises:
+            StoreError: It is damaged.
+        """
         picture = _decoded(self._bytes(f"{number + 1:06d}.jpg"), self.path)
         u, v = np.split(from_bytes(picture, self.entry["scales"][str(number)]), 2)
         return np.stack([u, v], -1)
@@ -179,7 +156,7 @@ class Pictures:
         self.folder, self.layout, self.bound, self.quality = folder, layout, bound, quality
 
     def place(self, sample: Sample) -> Path:
-        """As `Layout.place`."""
+        """As `OneFile.place`."""
         return self.folder / HEADERS / f"{self._name(sample)}.json"
 
     def files(self, sample: Sample, number: int) -> list[Path]:
@@ -225,7 +202,7 @@ class Pictures:
         return entry
 
     def write(self, sample: Sample, entry: Entry, fields: Fields) -> Entry:
-        """As `Layout.write`."""
+        """As `OneFile.write`."""
         part, crcs = _part(self.folder, sample.id), {}
         shutil.rmtree(part, ignore_errors=True)
         for number, vectors in fields:
@@ -246,12 +223,12 @@ class Pictures:
         return np.asarray(level if self.layout == "mars" else np.rint(level), np.uint8)
 
     def open(self, sample: Sample) -> "OpenPictures":
-        """As `Layout.open`."""
+        """As `OneFile.open`."""
         return OpenPictures(self, sample)
 
 
 class OpenPictures:
-    """The pictures of a sample."""
+    """The pictures of a sample, and its entry."""
 
     def __init__(self, pictures: Pictures, sample: Sample) -> None:
         self._pictures, self._sample, place = pictures, sample, pictures.place(sample)
@@ -263,7 +240,7 @@ class OpenPictures:
         self._offset = 0.5 if pictures.layout == "mars" else 0.0
 
     def read(self, number: int) -> Vectors:
-        """As `Opened.read`."""
+        """As `OpenFile.read`."""
         paths = self._pictures.files(self._sample, number)
         try:
             u, v = (path.read_bytes() for path in paths)
@@ -288,7 +265,7 @@ def _move(source: Path, target: Path) -> None:
             file.replace(target / file.name)
 
 
-def layout_of(folder: Path, header: Any) -> Layout:
+def layout_of(folder: Path, header: Any) -> OneFile | Pictures:
     """The files of a store with these settings (`FlowSettings`)."""
     if header.layout == "video":
         return OneFile(folder, header.bound, header.quality)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillmotion.data.flow import RAFT, Vectors, flow_function, stretch_table, stretched, to_grey
-from stillmotion.data.flow_files import Opened, Pictures, layout_of
+from stillmotion.data.flow_files import OpenFile, OpenPictures, Pictures, layout_of
 from stillmotion.data.journal import HEADER, Entry, StoreError, first_difference, read_header, start_header
 from stillmotion.data.sampling import resampled
 from stillmotion.data.source import Extent, Videos, damaged_frames
@@ -90,7 +90,7 @@ class FlowStore:
         header = read_header(self.folder, "flow", "run `stillmotion flow` on this table")
         self.settings = FlowSettings(**{field.name: header[field.name] for field in fields(FlowSettings)})
         self.layout = layout_of(self.folder, self.settings)
-        self._last: tuple[int, str, Opened] | None = None
+        self._last: tuple[int, str, OpenFile | OpenPictures] | None = None
 
     @classmethod
     def create(cls, folder: str | Path, settings: FlowSettings, **options: Any) -> Self:
@@ -157,7 +157,7 @@ class FlowStore:
         pairs = np.stack([first, np.minimum(first + self.settings.step, entry["num_frames"] - 1)], 1)
         return pairs, self._steps(sample, Videos().extent(sample))[first]
 
-    def _open(self, sample: Sample) -> Opened:
+    def _open(self, sample: Sample) -> OpenFile | OpenPictures:
         # By process: two that share an open file would move each other's place in it.
         if self._last is not None and self._last[:2] == (os.getpid(), sample.id):
             return self._last[2]

@@ -25,7 +25,7 @@ from stillmotion.data.flow import flow_of_pairs, from_bytes, grey_frames
 from stillmotion.data.flow_store import FlowSettings, FlowStore, LayoutName, open_flow
 from stillmotion.data.source import Videos, show
 from stillmotion.data.table import Sample, Table, read_table
-from stillmotion.view import NO_DRAW, Augment, Draw, FlowConfig, View
+from stillmotion.view import NO_DRAW, Augment, Draw, FlowConfig, FlowMethod, View
 from tests.conftest import DATA, MakeVideo, needs_data
 from tests.data.test_flow import moved, rgb, texture
 
@@ -98,6 +98,15 @@ def test_what_goes_in_comes_out(table: Path, tmp_path: Path, layout: LayoutName,
         assert end_point_error(found, truth) < (0.04 if layout == "video" else 0.09)
     with pytest.raises(ValueError, match="not a video: plain text"):
         store.read(read_table(table)[4], np.array([[0, 1]]))
+
+
+@pytest.mark.parametrize("method", flow_module.METHODS)
+def test_every_method_finds_the_known_motion(tmp_path: Path, make_video: MakeVideo, method: FlowMethod) -> None:
+    path = make_video(tmp_path / "a.mp4", clip(count=4), options={"crf": "10"})
+    store, sample = FlowStore.create(tmp_path / "store", FlowSettings(method=method)), Sample(path, "a.mp4")
+    inner = np.stack(store.read(sample, np.array([[0, 1], [2, 3]])))[:, 16:-16, 16:-16]
+    truth = np.broadcast_to(np.array([1.5, -0.5], np.float32), inner.shape)
+    assert end_point_error(inner, truth) < 0.2
 
 
 def test_papers_layouts_are_theirs(table: Path, tmp_path: Path) -> None:
