@@ -58,7 +58,7 @@ def test_the_schedule_is_that_of_the_paper() -> None:
     rates = [optim.lr * Schedule(optim, 10).factor(10 * epoch + 9) for epoch in range(optim.epochs)]
     assert rates == pytest.approx([1e-3] * 10 + [1e-4] * 5 + [1e-5] * 5)
     flow = settings["rows"]["flow"]["student"]
-    assert (flow["view"]["num_frames"], flow["view"]["flow"]) == (10, {"method": "tvl1"})
+    assert (flow["view"]["num_frames"], flow["view"]["flow"]) == (10, {"method": "tvl1", "bound": 20 * 224 / 256})
     assert flow["options"] == {"drop_rate": 0.8}
 
 

@@ -17,8 +17,9 @@ def build(name: str, **options: Any) -> Method:
     if name == "relation":
         options, taps = {"layers": ["middle"], **options}, {"taps": ("middle",)}
     config = MethodConfig(name=name, options=options)
-    if name == "stddcn":  # takes networks apart
-        one, two = (create_model("timm/test_resnet", num_classes=3, view={"size": 32}) for _ in range(2))
+    if name in ("stddcn", "im2flow"):  # take networks apart
+        views = {"size": 32}, {"size": 32, "kind": "flow", "num_frames": 2}
+        one, two = (create_model("timm/test_resnet", num_classes=3, view=view) for view in views)
         return build_method(config, one, {"teacher": two}, TASK)
     width = {"width": 5} if name == "fusion" else {}  # as wide as the student
     return build_method(config, student_backbone(**taps), {"teacher": video_teacher(**taps, **width)}, TASK)
