@@ -4,13 +4,14 @@ World: metres, x from the platform's edge out over the pool, y up from the water
 own axes: front, up, and the side that is towards the camera when the diver faces the pool.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stillmotion.data.render.figure import Colour
+from stillmotion.data.render.figure import Body, Colour
 
 Floats = NDArray[np.float64]
 
@@ -63,6 +64,25 @@ class Swimmer:
     suit: Colour = (200, 40, 40)
     back: Colour = (120, 20, 30)
     trunks: bool = False
+
+    @classmethod
+    def of(cls, rng: np.random.Generator) -> "Swimmer":
+        """A diver at random."""
+        body = Body.of(rng)
+        suits = (
+            (200, 30, 40), (24, 50, 140), (20, 22, 30), (20, 130, 90), (230, 190, 30), (120, 40, 140), (240, 240, 238),
+        )  # fmt: skip
+        suit = int(rng.integers(len(suits)))
+        back = (suit + 1 + int(rng.integers(len(suits) - 1))) % len(suits)
+        return cls(
+            height=rng.uniform(1.52, 1.8),
+            width=rng.uniform(0.9, 1.15),
+            skin=body.skin,
+            hair=body.hair,
+            suit=suits[suit],
+            back=suits[back],
+            trunks=bool(rng.random() < 0.5),
+        )
 
 
 def skeleton(pose: Floats, height: float = 1.66) -> dict[str, Floats]:
@@ -141,15 +161,16 @@ class Flight:
     distance: float = 1.7
     spring: float = 2.6
     height: float = 1.66
-    _path: tuple[Floats, Floats] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        times = np.linspace(0.0, self.seconds, 241)
+    @cached_property
+    def _path(self) -> tuple[Floats, Floats]:
+        """Seconds of the flight and radians turned: angular momentum is kept, the pose decides the speed."""
+        times = np.linspace(0.0, self.seconds, 121)
         rate = np.array([1 / inertia(self.pose_at(t), self.height) for t in times])
         turned = np.concatenate([[0.0], np.cumsum((rate[1:] + rate[:-1]) / 2)])
         lean = self._lean(0.0)
         total = np.deg2rad(180.0 * self.half_somersaults + self.over)
-        object.__setattr__(self, "_path", (times, lean + (total - lean) * turned / turned[-1]))
+        return times, lean + (total - lean) * turned / turned[-1]
 
     @property
     def faces(self) -> int:
@@ -161,17 +182,15 @@ class Flight:
         """1: a standing diver's head goes to the pool, -1: to the platform."""
         return 1 if self.rotation in ("forward", "back") else -1
 
-    @property
-    def start(self) -> float:
-        """Height of the centre of mass at the take-off."""
-        pose = self.pose_at(0.0)
-        return PLATFORM - self._lowest(pose, self._lean(0.0))
+    @cached_property
+    def start(self) -> tuple[float, float]:
+        """x and y of the centre of mass at the take-off."""
+        return self.centre(0.0)
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         """From take-off to entry."""
-        fall = self.spring**2 + 2 * GRAVITY * (self.start - CONTACT)
-        return float(self.spring + np.sqrt(fall)) / GRAVITY
+        return _air_time(self.spring, self.start[1])
 
     def turned(self, time: float) -> float:
         """Radians turned in the direction of the somersault since standing upright (on the hands: upside down)."""
@@ -189,7 +208,7 @@ class Flight:
 
     def pose_at(self, time: float) -> Floats:
         """Pose, (8,)."""
-        keys = self._keys()
+        keys = self._keys
         after = next((i for i, (at, _) in enumerate(keys) if at >= time), len(keys) - 1)
         if after == 0 or time >= keys[after][0]:
             pose = keys[after][1].copy()
@@ -204,6 +223,7 @@ class Flight:
             pose[7] = 46 * np.sin(2 * np.pi * (time + 0.55) / 0.75) * _ease((-0.55 - time) / 0.15)
         return pose
 
+    @cached_property
     def _keys(self) -> list[tuple[float, Floats]]:
         if self.armstand:
             keys = [(0.0, STRETCHED)]
@@ -222,21 +242,11 @@ class Flight:
             shares = [(0.12, held), (0.78, held), (0.86, bend), (0.96, STRETCHED)]
         else:
             shares = [(0.05, STRETCHED), (0.19, held), (min(0.8, opened), held), (min(0.93, opened + 0.16), STRETCHED)]
-        time = self._air
+        time = _air_time(self.spring, PLATFORM + (1.1 if self.armstand else 0.98))
         return keys + [(share * time, pose) for share, pose in shares]
 
-    @property
-    def _air(self) -> float:
-        """`seconds`, without asking for a pose."""
-        start = PLATFORM + (1.1 if self.armstand else 0.98)
-        return float(self.spring + np.sqrt(self.spring**2 + 2 * GRAVITY * (start - CONTACT))) / GRAVITY
-
     def _lean(self, time: float) -> float:
-        return np.deg2rad(9.0) * _ease(1 + time / (0.9 if self.armstand else 0.25))
-
-    def _lowest(self, pose: Floats, turned: float) -> float:
-        placed = self.place(skeleton(pose, self.height), turned, 0.0)
-        return min(float(point[1]) for point in placed.values())
+        return np.pi / 20 * _ease(1 + time / (0.9 if self.armstand else 0.25))
 
     def place(self, points: dict[str, Floats], turned: float, twisted: float) -> dict[str, Floats]:
         """Joints in the world's directions (x, y, z) around the centre of mass."""
@@ -259,7 +269,7 @@ class Flight:
             if not self.armstand and self.faces > 0 and time < -0.5:
                 x += 1.15 * (time + 0.5)
             return float(x), PLATFORM - float(lowest[1])
-        begin, air = self.centre(0.0), self.seconds
+        begin, air = self.start, self.seconds
         flown, late = min(time, air), max(0.0, time - air)
         x = begin[0] + (self.distance - begin[0]) * flown / air
         y = begin[1] + self.spring * flown - GRAVITY / 2 * flown**2
@@ -276,6 +286,11 @@ class Flight:
         x, y = self.centre(time)
         moved = {name: point + np.array([x, y, 0.0]) for name, point in placed.items()}
         return moved | self.place(axes, self.turned(time), self.twisted(time))
+
+
+def _air_time(spring: float, start: float) -> float:
+    """Seconds from a height to `CONTACT`."""
+    return float(spring + np.sqrt(spring**2 + 2 * GRAVITY * (start - CONTACT))) / GRAVITY
 
 
 def _ease(share: float) -> float:

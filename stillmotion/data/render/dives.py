@@ -8,7 +8,7 @@ the event. A result on these videos says nothing about real diving.
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from stillmotion.data.journal import start_header, write_atomically
 from stillmotion.data.pool import Failure, run_apart
 from stillmotion.data.render.actions import write_video
 from stillmotion.data.render.diver import Flight, Swimmer, draw_diver
-from stillmotion.data.render.figure import Body
 from stillmotion.data.render.painting import Rng
 from stillmotion.data.render.poolside import BOTTOM, LEFT, RIGHT, TOP, Pool, Venue, paint_venue
 from stillmotion.data.sets.mtl_aqa import WINDOW, frame_window
@@ -72,11 +71,13 @@ class Faults:
     @classmethod
     def of(cls, rng: Rng, ability: float) -> "Faults":
         """Faults at random; an `ability` above 0 makes more of them."""
-        amount = np.exp(rng.normal(ability, 0.5))
+        amount = np.exp(rng.normal(ability, 0.42))
         over, knees, apart, away, spill = amount * rng.normal(size=5) * (12, 16, 11, 0.35, 0.2)
         over, away = np.clip(over, -48, 48), np.clip(away, -0.9, 1.4)
         splash = min(1.0, 0.1 + 0.016 * abs(over) + abs(spill))
-        return cls(*(round(float(v), 2) for v in (over, min(75, abs(knees)), min(50, abs(apart)), IDEAL + away, splash)))
+        return cls(
+            *(round(float(v), 2) for v in (over, min(75, abs(knees)), min(50, abs(apart)), IDEAL + away, splash))
+        )
 
     @property
     def deduction(self) -> float:
@@ -116,7 +117,7 @@ class Dive:
         num_frames = int(rng.integers(WINDOW + 1, 113))
         spring = rng.uniform(0.5, 0.9) if number[0] == "6" else rng.uniform(2.4, 3.0)
         entry = num_frames - rng.uniform(14, 24)
-        return cls(number, venue, _swimmer(rng), Faults.of(rng, venue.ability), num_frames, entry, spring, seed)
+        return cls(number, venue, Swimmer.of(rng), Faults.of(rng, venue.ability), num_frames, entry, spring, seed)
 
     @property
     def flight(self) -> Flight:
@@ -163,13 +164,69 @@ def final_score(difficulty: float, judges: Sequence[float]) -> float:
     return round(difficulty * sum(sorted(judges)[2:5]), 2)
 
 
-def _swimmer(rng: Rng) -> Swimmer:
-    body = Body.of(rng)
-    suits = ((200, 30, 40), (24, 50, 140), (20, 22, 30), (20, 130, 90), (230, 190, 30), (120, 40, 140), (240, 240, 238))
-    suit = suits[rng.integers(len(suits))]
-    back = suits[(suits.index(suit) + 1 + rng.integers(len(suits) - 1)) % len(suits)]
-    trunks = bool(rng.random() < 0.5)
-    return Swimmer(rng.uniform(1.52, 1.8), rng.uniform(0.9, 1.15), body.skin, body.hair, suit, back, trunks)
+@dataclass(frozen=True)
+class Planned:
+    """A video to be, with what the table will say of it: event, number in it, split by dive and by event."""
+
+    event: int
+    place: int
+    split: str
+    split_by_event: str
+    dive: Dive
+
+    @property
+    def path(self) -> str:
+        """Of the video, in the folder."""
+        return f"event{self.event:02d}/dive{self.place:03d}.mp4"
+
+    def row(self) -> dict[str, str]:
+        """Cells of the table."""
+        dive, difficulty = self.dive, DIFFICULTY[self.dive.number]
+        judges = dive.judge_scores()
+        start, end = frame_window(1, dive.num_frames, "official")
+        return {
+            "path": self.path,
+            "dive": str(self.place),
+            **attributes(dive.number),
+            "difficulty": f"{difficulty:g}",
+            "final_score": f"{final_score(difficulty, judges):g}",
+            "dive_number": dive.number,
+            "judge_scores": SEPARATOR.join(f"{score:g}" for score in judges),
+            **{f"fault_{name}": f"{value:g}" for name, value in asdict(dive.faults).items()},
+            "split": self.split,
+            "split_by_event": self.split_by_event,
+            "group": f"event{self.event:02d}",
+            "start_frame": str(start),
+            "end_frame": str(end),
+        }
+
+
+def plan_dives(num_dives: int, num_events: int, *, test_share: float = 0.25, seed: int = 0) -> list[Planned]:
+    """Which dives are dived where; all numbers about equally often, events in turn.
+
+    Args:
+        num_dives: In all events, two or more in each.
+        num_events: Two or more.
+        test_share: Share for the test: of every event's dives, and of the events; one at least and not all.
+        seed: Decides everything.
+    """
+    rng = np.random.default_rng([seed, 9])
+    venues = [Venue.of(rng) for _ in range(num_events)]
+    numbers = [str(n) for _ in range(num_dives // len(DIFFICULTY) + 1) for n in rng.permutation(list(DIFFICULTY))]
+    tested = _share(rng, num_events, test_share)
+    parts = [_share(rng, len(range(e, num_dives, num_events)), test_share) for e in range(num_events)]
+    plan = []
+    for i in range(num_dives):
+        place, event = divmod(i, num_events)
+        split, by_event = ("test" if chosen else "train" for chosen in (place in parts[event], event in tested))
+        dive = Dive.of(numbers[i], venues[event], int(rng.integers(2**31)))
+        plan.append(Planned(event + 1, place + 1, split, by_event, dive))
+    return plan
+
+
+def _share(rng: Rng, number: int, share: float) -> set[int]:
+    """A share of the numbers below `number`: one at least, and not all."""
+    return set(rng.permutation(number)[: min(number - 1, max(1, round(share * number)))].tolist())
 
 
 def draw_dive(dive: Dive, *, size: tuple[int, int] = (160, 120), detail: int = 3) -> NDArray[np.uint8]:
@@ -195,9 +252,9 @@ def draw_dive(dive: Dive, *, size: tuple[int, int] = (160, 120), detail: int = 3
     colour = (venue.light * np.array(venue.tint)).astype(np.float32)
     frames = np.empty((dive.num_frames, size[1], size[0], 3), np.uint8)
     for i, time in enumerate(times.tolist()):
-        corner = float(looks[i, 0] - width / scale / 2), float(looks[i, 1] + venue.view / 2)
-        shift = np.array([[1, 0, (LEFT - corner[0]) * scale], [0, 1, (corner[1] - TOP) * scale]])
-        before = cv2.warpAffine(backdrop, shift, (width, height), borderMode=cv2.BORDER_REPLICATE)
+        left, top = round((looks[i, 0] - LEFT) * scale - width / 2), round((TOP - looks[i, 1]) * scale - height / 2)
+        corner = LEFT + left / scale, TOP - top / scale
+        before = backdrop[top : top + height, left : left + width].copy()
         pool.ripple(before, time, corner, scale)
         image = before.copy()
         draw_diver(image, dive.who, flight.joints(time), corner=corner, scale=scale)
@@ -210,16 +267,89 @@ def draw_dive(dive: Dive, *, size: tuple[int, int] = (160, 120), detail: int = 3
 
 def _camera(venue: Venue, flight: Flight, times: NDArray[np.float64], width: float, rng: Rng) -> NDArray[np.float64]:
     """Where it looks in every frame, (T, 2): after the diver, late, and not under the water."""
-    lead = np.arange(times[0] - 1, times[-1], 1 / 100)
-    centre = np.array([flight.centre(float(t)) for t in lead])
-    seen, late = centre.copy(), 1 - np.exp(-0.01 / venue.lag)
-    for k in range(1, len(seen)):
-        seen[k] = seen[k - 1] + late * (centre[k] - seen[k - 1])
-    looks = np.stack([np.interp(times, lead, seen[:, axis]) for axis in (0, 1)], 1) + venue.aim
+    looks = np.array([flight.centre(float(t)) for t in times])
+    late = 1 - np.exp(-1 / FPS / venue.lag)
+    for k in range(1, len(looks)):
+        looks[k] = looks[k - 1] + late * (looks[k] - looks[k - 1])
+    looks += venue.aim
     shake = rng.uniform(0, 2 * np.pi, (2, 2))
     for axis in (0, 1):
         waves = [np.sin(shake[axis, k] + rate * times) for k, rate in enumerate((2.1, 5.3))]
         looks[:, axis] += 0.03 * np.sum(waves, axis=0)
     looks[:, 1] = np.maximum(looks[:, 1], venue.view / 2 - 1.25)
-    low, high = (LEFT + width / 2, BOTTOM + venue.view / 2), (RIGHT - width / 2, TOP - venue.view / 2)
+    low = np.array([LEFT + width / 2, BOTTOM + venue.view / 2]) + 0.05  # a pixel or two, for rounding
+    high = np.array([RIGHT - width / 2, TOP - venue.view / 2]) - 0.05
     return looks.clip(low, high)
+
+
+def render_dives(
+    folder: str | Path,
+    *,
+    num_dives: int = 240,
+    num_events: int = 8,
+    test_share: float = 0.25,
+    seed: int = 0,
+    size: tuple[int, int] = (160, 120),
+    workers: int = 1,
+    progress: bool = False,
+) -> Table:
+    """Renders a set of dives and its table; goes on where it was stopped.
+
+    Args:
+        folder: Gets `table.csv`, `table_by_event.csv` (whose `split` is that by event), `header.json` (the settings) and
+            a folder of videos for every event.
+        num_dives: In all events, two or more in each.
+        num_events: Venues, two or more.
+        test_share: Share for the test: of every event's dives (`split`), and of the events (`split_by_event`).
+        seed: Decides everything.
+        size: Width and height in pixels, both even.
+        workers: Processes that draw.
+        progress: Show a bar.
+
+    Returns:
+        The table: the columns of `stillmotion data table mtl_aqa`, further `split_by_event` and what went wrong
+        (`fault_over`, `fault_knees`, `fault_apart`, `fault_distance`, `fault_splash`).
+
+    Raises:
+        ValueError: Too few dives or events, a share outside 0 to 1, a bad size, or a folder of other settings.
+    """
+    if num_events < 2 or num_dives < 2 * num_events:
+        raise ValueError(f"dives={num_dives}, events={num_events}: give 2 events or more, and 2 dives or more in each")
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share={test_share}: give a share between 0 and 1")
+    if min(size) < 32 or any(side % 2 for side in size) or not 0.75 <= size[0] / size[1] <= 2:
+        raise ValueError(f"size={size[0]}x{size[1]}: give two even numbers, 32 or more, of a shape from 3:4 to 2:1")
+    if workers < 1:
+        raise ValueError(f"workers={workers}: give 1 or more")
+    folder = Path(folder)
+    settings = {"num_dives": num_dives, "num_events": num_events, "test_share": test_share, "seed": seed, "size": size}
+    start_header(folder, {"kind": "dives", **settings}, "pass another output folder, or the same settings")
+    plan = plan_dives(num_dives, num_events, test_share=test_share, seed=seed)
+    for event in range(num_events):
+        (folder / f"event{event + 1:02d}").mkdir(exist_ok=True)
+    todo = [(folder / p.path, p.dive) for p in plan if not (folder / p.path).exists()]
+    done = run_apart(partial(_render, size=size), todo, workers=workers, timeout=300)
+    bar = track(done, "rendering", total=len(todo), disable=not progress, console=Console(stderr=True))
+    for position, result in bar:
+        if isinstance(result, Failure):
+            raise RuntimeError(f"{todo[position][0]}: {result.reason}")
+    rows = [p.row() for p in plan]
+    _write(folder / "table.csv", rows)
+    _write(folder / "table_by_event.csv", [{**row, "split": row["split_by_event"]} for row in rows])
+    return read_table(folder / "table.csv")
+
+
+def _write(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def _render(job: tuple[Path, Dive], *, size: tuple[int, int]) -> None:
+    path, dive = job
+    cv2.setNumThreads(1)
+    draft = path.with_suffix(".part.mp4")
+    write_video(draft, draw_dive(dive, size=size), fps=FPS)
+    draft.replace(path)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stillmotion.data.render.diver import GRAVITY, PLATFORM
 from stillmotion.data.render.figure import Colour
-from stillmotion.data.render.painting import Rng, draw_dots, noise, over, ramp, sample
+from stillmotion.data.render.painting import Floats, Rng, draw_dots, noise, over, ramp, sample
 
 Image = NDArray[np.uint8]
 
@@ -65,7 +65,7 @@ class Venue:
             wall=walls[rng.integers(len(walls))],
             accent=accents[rng.integers(len(accents))],
             water=waters[rng.integers(len(waters))],
-            view=rng.uniform(4.3, 5.6),
+            view=rng.uniform(3.8, 5.2),
             lag=rng.uniform(0.04, 0.12),
             aim=(rng.uniform(-0.4, 0.5), rng.uniform(-0.35, 0.25)),
             mirrored=bool(rng.random() < 0.5),
@@ -97,7 +97,7 @@ def paint_venue(venue: Venue, scale: float) -> Image:
         first, last = ((round(x), round(y)) for x, y in corners)
         cv2.rectangle(image, first, last, colour, -1)
 
-    rows = np.linspace(TOP, BOTTOM, height)[:, None] + np.zeros((1, width))
+    rows = np.linspace(TOP, BOTTOM, height)[:, None]
     if venue.hall:
         image[:] = ramp(rows, (FAR, tuple(0.72 * wall)), (TOP, tuple(wall)))
         for x in np.arange(LEFT + rng.uniform(0, 2), RIGHT, rng.uniform(2.2, 3.6)):
@@ -120,9 +120,9 @@ def paint_venue(venue: Venue, scale: float) -> Image:
     _paint_stand(box, venue, rng)
     _paint_tower(box, venue)
     water = np.array(venue.water, float)
-    low = rows[:, :1] < FAR
-    shaded = ramp(rows, (BOTTOM, tuple(0.78 * water)), (FAR, tuple((1.2 * water + 14).clip(0, 255))))
-    return np.where(low[..., None], shaded, image).clip(0, 255).astype(np.uint8)
+    low = rows[:, 0] < FAR
+    image[low] = ramp(rows[low], (BOTTOM, tuple(0.78 * water)), (FAR, tuple((1.2 * water + 14).clip(0, 255))))
+    return image.clip(0, 255).astype(np.uint8)
 
 
 def _paint_stand(box: Box, venue: Venue, rng: Rng) -> None:
@@ -192,9 +192,9 @@ class Pool:
         y, x = np.mgrid[0:rows, 0:columns].astype(np.float32)
         x, y = corner[0] + x / scale, corner[1] - (first + y) / scale
         deep = 1 / (FAR + 0.6 - y)  # ripples are flatter far away
-        field = sample(self.waves, 22 * x + 14 * time, 60 * deep + 9 * time)
-        field = field + sample(self.waves, 17 * x - 11 * time + 40, 75 * deep - 7 * time)
-        shaded = image[first:] * (0.84 + 0.32 * field[..., None] / 2) + 60 * (field[..., None] > 1.55)
+        field = sample(self.waves, 34 * x + 14 * time, 110 * deep + 9 * time)
+        field = (field + sample(self.waves, 27 * x - 11 * time + 40, 140 * deep - 7 * time))[..., None]
+        shaded = image[first:] * (0.84 + 0.16 * field) + 120 * (field - 1.45).clip(0, 0.4)
         image[first:] = shaded.clip(0, 255).astype(np.uint8)
 
     def cover(self, image: Image, before: Image, corner: tuple[float, float], scale: float) -> None:
@@ -209,7 +209,7 @@ class Pool:
         if age < 0:
             return
         height = image.shape[0]
-        layer = np.zeros(image.shape[:2], np.float32)
+        layer: Floats = np.zeros(image.shape[:2], np.float32)
         x, y = (self.where - corner[0]) * scale, corner[1] * scale
         grown = 1 - np.exp(-age / 0.3)
         axes = ((0.25 + 1.5 * self.size) * grown * scale, (0.06 + 0.24 * self.size) * grown * scale)
