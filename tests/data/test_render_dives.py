@@ -29,6 +29,8 @@ from stillmotion.data.table import read_table
 from tests.data.test_render import digest
 from tests.data.test_sets_dives import DIVE, OFFICIAL, release, save
 
+UNKNOWN = {"103C", "105C", "203B", "203C", "303B", "303C", "403C", "5134D", "5333D"}
+"""Dives that MTL-AQA does not have."""
 SMALL = (40, 32)
 CLEAN = Faults(over=0.0, knees=0.0, apart=0.0, distance=1.7, splash=0.1)
 
@@ -60,7 +62,7 @@ def trunk_angles(held: Flight, times: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("number", DIFFICULTY)
 def test_the_drawn_trunk_turns_as_often_and_in_the_direction_as_the_number_says(number: str) -> None:
     words, held = attributes(number), flight(number, over=8.0)
-    angles = trunk_angles(held, np.linspace(-2.0, held.seconds, 500))
+    angles = trunk_angles(held, np.linspace(-2.0, held.seconds, 160))
     sense = 1 if words["rotation_type"] in ("forward", "back") else -1  # clockwise, when the pool is on the right
     turned = sense * (angles[-1] - angles[0])
     assert turned == pytest.approx(180 * int(words["ss_no"]) + 8, abs=1.5)
@@ -109,8 +111,8 @@ def test_the_flight_is_a_parabola_that_ends_where_it_should() -> None:
     assert (x[-1], y[-1]) == (pytest.approx(2.3), pytest.approx(1.05))
     hands = [held.joints(held.seconds)[name][1] for name in ("hand", "hand2")]
     assert np.abs(hands).max() < 0.25  # they reach the water
-    before = min(p[1] for p in held.joints(-0.5).values())
-    assert before == pytest.approx(10.0, abs=1.1)  # front and side are directions, not places
+    feet = [held.joints(-0.5)[name][1] for name in ("toe", "toe2", "ankle", "ankle2")]
+    assert min(feet) == pytest.approx(10.0)
 
 
 def test_the_score_is_difficulty_times_the_middle_three_of_seven() -> None:
@@ -134,6 +136,8 @@ def test_difficulty_rises_with_somersaults_and_twists() -> None:
     for rising, kept in (("ss_no", "tw_no"), ("tw_no", "ss_no")):
         chains = defaultdict(list)
         for number, value in DIFFICULTY.items():
+            if rising == "tw_no" and number[0] not in "56":
+                continue  # 205B is officially harder than 5251B
             words = attributes(number)
             same = (words["rotation_type"], words["armstand"], words["position"], words[kept])
             chains[same].append((int(words[rising]), value))
@@ -145,13 +149,15 @@ def test_difficulty_rises_with_somersaults_and_twists() -> None:
 
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason="needs the annotations of MTL-AQA")
 def test_difficulties_are_those_of_mtl_aqa() -> None:
-    given = defaultdict(set)
+    given: dict[str, set[float]] = defaultdict(set)
     for sample in SETS["mtl_aqa"](OFFICIAL, missing="keep"):
         number = sample.targets["dive_number"]
-        given[f"{number[0]}01{number[-1]}" if number[1:-1] == "00" else number].add(float(sample.targets["difficulty"]))
-    unchecked = {"103C", "105C", "203B", "203C", "205C", "303B", "303C", "403C", "405C", "5134D", "5333D", "201B"}
-    assert {n for n, value in DIFFICULTY.items() if value not in given[n]} <= unchecked
-    assert {n for n in unchecked if n in given} <= {"105C", "205C", "405C", "201B"}
+        half = f"{number[0]}01{number[-1]}"  # the release writes 101B as 100B, with no somersault
+        given[half if number[1:-1] == "00" else number].add(float(sample.targets["difficulty"]))
+    known = {n: value for n, value in DIFFICULTY.items() if n in given}
+    assert len(known) == len(DIFFICULTY) - len(UNKNOWN)
+    # MTL-AQA has these two from the springboard only.
+    assert {n for n, value in known.items() if value not in given[n]} == {"205C", "405C"}
 
 
 def test_every_fault_is_seen() -> None:
@@ -191,7 +197,7 @@ def test_the_command_writes_the_columns_of_mtl_aqa(tmp_path: Path, capsys: pytes
     table = read_table(tmp_path / "o" / "table.csv")
     folder = release(tmp_path / "r")
     judged = {(1, 1): DIVE | {"judge_scores": np.array([9.5] * 7), "dive_number": "307B"}}
-    save(folder / "final_annotations_dict_with_dive_number.pkl", judged)
+    save(folder / "final_annotations_dict_with_dive_number.pkl", judged, 4)
     official = next(s for s in SETS["mtl_aqa"](tmp_path / "r", missing="keep") if "judge_scores" in s.targets)
     own = {"split_by_event", *(f"fault_{name}" for name in ("over", "knees", "apart", "distance", "splash"))}
     assert {frozenset(s.targets) for s in table} == {frozenset(official.targets) | own}

@@ -23,7 +23,7 @@ from stillmotion.data.pool import Failure, run_apart
 from stillmotion.data.render.actions import write_video
 from stillmotion.data.render.diver import Flight, Swimmer, draw_diver
 from stillmotion.data.render.painting import Rng
-from stillmotion.data.render.poolside import BOTTOM, LEFT, RIGHT, TOP, Pool, Venue, paint_venue
+from stillmotion.data.render.poolside import LEFT, TOP, Pool, Venue, follow, paint_venue
 from stillmotion.data.sets.mtl_aqa import WINDOW, frame_window
 from stillmotion.data.table import SEPARATOR, Table, read_table
 
@@ -42,7 +42,7 @@ DIFFICULTY = {
 """Dives and their degree of difficulty from ten metres (FINA, tables from 2009 to 2021).
 
 The values are those of MTL-AQA's platform events where it has the dive; the others (103C, 105C, 203B, 203C, 205C, 303B,
-303C, 403C, 405C, 5134D, 5333D) are the sum of FINA's components and were not checked against its table.
+303C, 403C, 405C, 5134D, 5333D) are sums of FINA's components, which were not checked against its table.
 """
 _DIRECTIONS = {"1": "forward", "2": "back", "3": "reverse", "4": "inward"}
 _POSITIONS = {"B": "pike", "C": "tuck", "D": "free"}
@@ -246,9 +246,12 @@ def draw_dive(dive: Dive, *, size: tuple[int, int] = (160, 120), detail: int = 3
     scale = height / venue.view
     backdrop = paint_venue(venue, scale)
     entry = flight.seconds
-    pool = Pool(rng, size=dive.faults.splash, where=dive.faults.distance, entry=entry)
+    pool = Pool(
+        np.random.default_rng([dive.seed, 10]), size=dive.faults.splash, where=dive.faults.distance, entry=entry
+    )
     times = entry + (np.arange(dive.num_frames) - dive.entry) / FPS
-    looks = _camera(venue, flight, times, width / scale, rng)
+    centres = np.array([flight.centre(time) for time in times.tolist()])
+    looks = follow(venue, centres, times, width / scale, rng)
     colour = (venue.light * np.array(venue.tint)).astype(np.float32)
     frames = np.empty((dive.num_frames, size[1], size[0], 3), np.uint8)
     for i, time in enumerate(times.tolist()):
@@ -265,23 +268,6 @@ def draw_dive(dive: Dive, *, size: tuple[int, int] = (160, 120), detail: int = 3
     return np.ascontiguousarray(frames[:, :, ::-1]) if venue.mirrored else frames
 
 
-def _camera(venue: Venue, flight: Flight, times: NDArray[np.float64], width: float, rng: Rng) -> NDArray[np.float64]:
-    """Where it looks in every frame, (T, 2): after the diver, late, and not under the water."""
-    looks = np.array([flight.centre(float(t)) for t in times])
-    late = 1 - np.exp(-1 / FPS / venue.lag)
-    for k in range(1, len(looks)):
-        looks[k] = looks[k - 1] + late * (looks[k] - looks[k - 1])
-    looks += venue.aim
-    shake = rng.uniform(0, 2 * np.pi, (2, 2))
-    for axis in (0, 1):
-        waves = [np.sin(shake[axis, k] + rate * times) for k, rate in enumerate((2.1, 5.3))]
-        looks[:, axis] += 0.03 * np.sum(waves, axis=0)
-    looks[:, 1] = np.maximum(looks[:, 1], venue.view / 2 - 1.25)
-    low = np.array([LEFT + width / 2, BOTTOM + venue.view / 2]) + 0.05  # a pixel or two, for rounding
-    high = np.array([RIGHT - width / 2, TOP - venue.view / 2]) - 0.05
-    return looks.clip(low, high)
-
-
 def render_dives(
     folder: str | Path,
     *,
@@ -296,8 +282,8 @@ def render_dives(
     """Renders a set of dives and its table; goes on where it was stopped.
 
     Args:
-        folder: Gets `table.csv`, `table_by_event.csv` (whose `split` is that by event), `header.json` (the settings) and
-            a folder of videos for every event.
+        folder: Gets `table.csv`, `table_by_event.csv` (whose `split` is that by event), `header.json` (the settings)
+            and a folder of videos for every event.
         num_dives: In all events, two or more in each.
         num_events: Venues, two or more.
         test_share: Share for the test: of every event's dives (`split`), and of the events (`split_by_event`).

@@ -156,6 +156,35 @@ def _paint_tower(box: Box, venue: Venue) -> None:
     box(LEFT, PLATFORM + 1.04, -1.4, PLATFORM + 0.98, (226, 226, 228))
 
 
+def follow(venue: Venue, centres: Floats, times: Floats, width: float, rng: Rng) -> Floats:
+    """Where the camera looks: at the diver, a little late, shaking, and not under the water.
+
+    Args:
+        venue: Which.
+        centres: Of the diver's mass in every frame, (T, 2) metres.
+        times: Of the frames, (T,) seconds.
+        width: Of what the camera sees, metres.
+        rng: Source of the shaking.
+
+    Returns:
+        Centre of the picture, (T, 2) metres.
+    """
+    looks = centres.copy()
+    late = 1 - np.exp(-(times[1] - times[0]) / venue.lag)
+    for k in range(1, len(looks)):
+        looks[k] = looks[k - 1] + late * (looks[k] - looks[k - 1])
+    looks += venue.aim
+    shake = rng.uniform(0, 2 * np.pi, (2, 2))
+    for axis in (0, 1):
+        waves = [np.sin(shake[axis, k] + rate * times) for k, rate in enumerate((2.1, 5.3))]
+        looks[:, axis] += 0.03 * np.sum(waves, axis=0)
+    looks[:, 1] = np.maximum(looks[:, 1], venue.view / 2 - 1.25)
+    low = np.array([LEFT + width / 2, BOTTOM + venue.view / 2]) + 0.05  # a pixel or two, for rounding
+    high = np.array([RIGHT - width / 2, TOP - venue.view / 2]) - 0.05
+    seen: Floats = looks.clip(low, high)
+    return seen
+
+
 class Pool:
     """The water of one dive: ripples, what shines through, the splash.
 
