@@ -142,11 +142,11 @@ def _paint_stand(box: Box, venue: Venue, rng: Rng) -> None:
 
 
 def _paint_tower(box: Box, venue: Venue) -> None:
-    """Concrete with three platforms; the upper one is dived from."""
+    """Concrete with four platforms; the upper one is dived from, the lower ones show how far from it one falls."""
     concrete = 0.5 * np.array(venue.wall, float) + 70
-    box(-4.6, PLATFORM, -3.2, FAR, tuple(0.82 * concrete))
-    box(-3.2, PLATFORM, -3.0, FAR, tuple(0.62 * concrete))
-    for y, edge in ((5.0, -1.2), (7.5, -0.9)):
+    box(-3.6, PLATFORM, -2.2, FAR, tuple(0.82 * concrete))
+    box(-2.2, PLATFORM, -2.0, FAR, tuple(0.62 * concrete))
+    for y, edge in ((3.0, -0.5), (5.0, -0.8), (7.5, -0.6)):
         box(LEFT, y, edge, y - 0.24, tuple(0.9 * concrete))
         box(LEFT, y - 0.24, edge, y - 0.32, tuple(0.6 * concrete))
     box(LEFT, PLATFORM, 0.0, PLATFORM - 0.2, tuple(1.0 * concrete))
