@@ -11,7 +11,7 @@ import pytest
 from stillmotion.__main__ import main
 from stillmotion.data.decode import read_frames
 from stillmotion.data.render import dives as module
-from stillmotion.data.render.diver import GRAVITY, POSITIONS, STRETCHED, Flight, inertia
+from stillmotion.data.render.diver import GRAVITY, POSITIONS, STRETCHED, Flight, inertia, skeleton
 from stillmotion.data.render.dives import (
     DIFFICULTY,
     Dive,
@@ -96,10 +96,21 @@ def test_a_tuck_turns_faster_than_a_pike_and_a_pike_than_a_stretched_body() -> N
     np.testing.assert_allclose(momentum, momentum[0], rtol=0.05)
 
 
-def test_a_stick_is_its_own_moment_of_inertia() -> None:
-    """Two rods of half the mass, 0.42 + 0.4 m long each, hang from the hip: the legs' share by hand."""
-    long = inertia(STRETCHED, 1.66) - 0.5
-    assert inertia(STRETCHED, 2 * 1.66) - 0.5 == pytest.approx(4 * long)
+@pytest.mark.parametrize("position", POSITIONS)
+def test_inertia_is_that_of_many_points_along_the_segments(position: str) -> None:
+    parts = {("hip", "shoulder"): 30.0, ("neck", "head"): 4.8, ("shoulder", "elbow"): 3.3, ("elbow", "hand"): 2.7,
+             ("hip", "knee"): 12.0, ("knee", "ankle"): 7.2}  # fmt: skip
+    points = skeleton(POSITIONS[position])
+    places, masses = [], []
+    for (first, last), kilograms in parts.items():
+        for side in ("", "2"):
+            for share in (np.arange(200) + 0.5) / 200:
+                places.append((1 - share) * points[first + side][:2] + share * points[last + side][:2])
+                masses.append(kilograms / 400)
+    assert sum(masses) == pytest.approx(60)
+    np.testing.assert_allclose(np.array(masses) @ np.array(places), 0, atol=1e-9)  # around the centre of mass
+    by_points = np.array(masses) @ np.square(places).sum(1)
+    assert inertia(POSITIONS[position]) == pytest.approx(by_points + 0.5, rel=1e-4)
 
 
 def test_the_flight_is_a_parabola_that_ends_where_it_should() -> None:

@@ -24,9 +24,15 @@ EDGE = -0.06
 CONTACT = 1.05
 """Height of the centre of mass when the outstretched hands reach the water."""
 MASS = 60.0
-_SHARES = {"hip shoulder": 0.5, "neck head": 0.08, "shoulder elbow": 0.055, "elbow hand": 0.045, "hip knee": 0.2,
-           "knee ankle": 0.12}  # fmt: skip
-"""Of the body's mass, by segment (both sides together)."""
+_SEGMENTS = [
+    (first, last, share / 2)
+    for near, far, share in (
+        ("hip", "shoulder", 0.5), ("neck", "head", 0.08), ("shoulder", "elbow", 0.055), ("elbow", "hand", 0.045),
+        ("hip", "knee", 0.2), ("knee", "ankle", 0.12),
+    )
+    for first, last in ((near, far), (near + "2", far + "2"))
+]  # fmt: skip
+"""Where rods of the body begin and end, and their share of its mass."""
 
 
 def _pose(**angles: float) -> Floats:
@@ -105,18 +111,10 @@ def skeleton(pose: Floats, height: float = 1.66) -> dict[str, Floats]:
         points["knee" + name] = along(points["hip"], thigh, 0.42, 0.1 * side)
         points["ankle" + name] = along(points["knee" + name], thigh - knee, 0.4, 0.07 * side)
         points["toe" + name] = along(points["ankle" + name], thigh - knee + 0.5, 0.17, 0.07 * side)
-    points["hip2"], points["shoulder2"] = points["hip"], points["shoulder"]
-    centre = sum(share * (points[a + s] + points[b + s]) / 4 for (a, b), s, share in _segments())
+    for name in ("hip", "shoulder", "neck", "head"):
+        points[name + "2"] = points[name]
+    centre = sum(share * (points[first] + points[last]) / 2 for first, last, share in _SEGMENTS)
     return {name: point - centre * np.array([1.0, 1.0, 0.0]) for name, point in points.items()}
-
-
-def _segments() -> list[tuple[tuple[str, str], str, float]]:
-    parts = []
-    for name, share in _SHARES.items():
-        first, last = name.split()
-        sides = ("", "") if first == "neck" else ("", "2")
-        parts += [((first, last), side, share) for side in sides]
-    return parts
 
 
 def inertia(pose: Floats, height: float = 1.66) -> float:
@@ -126,9 +124,9 @@ def inertia(pose: Floats, height: float = 1.66) -> float:
     """
     points = skeleton(pose, height)
     total = 0.5
-    for (a, b), side, share in _segments():
-        start, end = points[a + side][:2], points[b + side][:2]
-        total += MASS * share / 2 * float(start @ start + start @ end + end @ end) / 3
+    for first, last, share in _SEGMENTS:
+        start, end = points[first][:2], points[last][:2]
+        total += MASS * share * float(start @ start + start @ end + end @ end) / 3
     return total
 
 
