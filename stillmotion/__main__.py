@@ -29,7 +29,11 @@ COMMANDS: dict[str, Any] = {
     "benchmark": api.benchmark,
     "data": {"_help": "Tables: check one, make one from a data set's official files, and where to get these.",
              "check": api.check, "table": api.table, "fetch-list": api.fetch_list},
-    "render": {"_help": "Videos that need no data set.", "scenes": api.render_scenes},
+    "render": {
+        "_help": "Videos that need no data set.",
+        "scenes": api.render_scenes,
+        "dives": api.render_dives,
+    },
     "list": {"_help": "Names that the other commands take.",
              "models": api.list_models, "methods": api.list_methods, "sets": api.list_sets,
              "baselines": api.list_baselines},

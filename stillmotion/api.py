@@ -741,6 +741,50 @@ def render_scenes(
     return 0
 
 
+def render_dives(
+    *,
+    output: str,
+    dives: int = 240,
+    events: int = 8,
+    test_share: float = 0.25,
+    seed: int = 0,
+    size: tuple[int, int] = (160, 120),
+    workers: int = 2,
+) -> int:
+    """Renders videos of dives from the ten-metre platform, with the table columns of MTL-AQA.
+
+    Take-off, somersaults, twists and position follow the dive's number; faults that one sees decide what seven judges
+    give. Venue, light and camera belong to the event. The same command goes on where it was stopped. A result on these
+    videos says nothing about real diving.
+
+    Args:
+        output: Folder of `table.csv`, `table_by_event.csv` and the videos, one for each dive, about 108 frames at 25 a
+            second.
+        dives: In all events.
+        events: Venues; they are the groups of the table.
+        test_share: Share for the test: of the dives of every event in `table.csv`, of the events in
+            `table_by_event.csv`.
+        seed: Decides everything.
+        size: Width and height in pixels, both even.
+        workers: Processes that draw.
+    """
+    from stillmotion.data.render.dives import render_dives as run_render
+    from stillmotion.data.sets import summary
+
+    table = run_render(
+        output,
+        num_dives=dives,
+        num_events=events,
+        test_share=test_share,
+        seed=seed,
+        size=size,
+        workers=workers,
+        progress=True,
+    )
+    print(f"{table.source}: {summary(table)}")
+    return 0
+
+
 def list_models(
     pattern: str = "*",
     *,
