@@ -1,6 +1,10 @@
 """Shared fixtures: where the real videos are, and small videos made on the spot."""
 
 import os
+
+# One thread for each of the processes that run tests side by side; set before anything reads it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import signal
 from collections.abc import Callable
 from fractions import Fraction

@@ -41,7 +41,7 @@ class FlowDecoder(nn.Module):
             x = step(own)
         assert x is not None
         flow = torch.tanh(self.last(F.interpolate(x, size, mode="bilinear")))
-        return flow.reshape(len(flow), -1, 2, *size)
+        return flow.reshape(flow.shape[0], -1, 2, *size)
 
 
 class Im2Flow(Encoder):
