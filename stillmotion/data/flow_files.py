@@ -198,7 +198,9 @@ class Pictures:
     def _note(self, sample: Sample, entry: Entry) -> Entry:
         place = self.place(sample)
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, json.dumps(entry))
+        part = _part(self.folder, f"header of {sample.id}")  # drafts of killed calls lie where they are cleaned away
+        write_atomically(part, json.dumps(entry))
+        part.replace(place)
         return entry
 
     def write(self, sample: Sample, entry: Entry, fields: Fields) -> Entry:
