@@ -13,12 +13,12 @@ from typing import Any, cast
 import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from stillmotion.config import OptimConfig, TrainerConfig
 from stillmotion.engine import LOG_EVERY, Engine
+from stillmotion.progress import progress_bar
 from stillmotion.results import write_atomic
 from stillmotion.run import Run, csv_text
 
@@ -147,10 +147,7 @@ class ProgressBar(Callback):
 
     def __init__(self, engine: Engine) -> None:
         total = engine.config.epochs * engine.loaders.steps_per_epoch
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, TextColumn("{task.fields[news]}"), console=console, transient=True,
-                             disable=not console.is_terminal)  # fmt: skip
+        self._bar = progress_bar(TextColumn("{task.fields[news]}"))
         self._task = self._bar.add_task("training", total=total, news="")
 
     def on_train_start(self, trainer: L.Trainer, engine: L.LightningModule) -> None:

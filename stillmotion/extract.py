@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,6 +22,7 @@ from stillmotion.features import feature_fields, is_still, make_key, note_sizes
 from stillmotion.methods.hallucinate import feature_of
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.factory import load_model
+from stillmotion.progress import progress_bar
 from stillmotion.tasks import make_task
 from stillmotion.view import View
 
@@ -161,7 +160,7 @@ def _fill(
     if device == "auto":
         device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     teacher.to(device).eval()
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("extracting", total=sum(map(len, chunks)))
         for chunk, batch in zip(chunks, loader, strict=True):
             _add(store, table, chunk[0][0], batch, _outputs(teacher, batch, device, tuple(store.fields)))
@@ -193,12 +192,6 @@ def _outputs(teacher: Encoder, batch: dict[str, Any], device: str, fields: Seque
         return {}
     outputs = teacher.from_batch({k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}, "teacher")
     return {name: feature_of(outputs, name).float().cpu().numpy() for name in fields}
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _write_broken(folder: Path, table: Table, errors: dict[str, str]) -> None:

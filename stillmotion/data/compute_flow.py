@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from stillmotion.data.flow import RAFT
 from stillmotion.data.flow_files import PARTS
 from stillmotion.data.flow_store import FlowSettings, FlowStore
 from stillmotion.data.pool import Failure, run_apart
 from stillmotion.data.table import Sample, Table, read_table
+from stillmotion.progress import progress_bar
 from stillmotion.run import Run
 
 BROKEN = "broken.csv"
@@ -89,9 +87,7 @@ def compute_flow(
     todo = [sample for sample in table if not store.has(sample)]
     errors: dict[str, str] = {}
     faults = _known_faults(store.folder / BROKEN)
-    console = Console(stderr=True)
-    columns = (TextColumn("flow"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (progress and console.is_terminal), transient=True) as bar:
+    with progress_bar(shown=progress) as bar:
         task = bar.add_task("flow", total=len(table), completed=len(table) - len(todo))
         answers = (
             run_apart(partial(_work, store), todo, workers=workers, timeout=TIMEOUT_SECONDS)

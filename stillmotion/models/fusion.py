@@ -1,7 +1,7 @@
 """Two networks as one: appearance and motion, joined at their scores or at their features (METHODS 4.5)."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +117,8 @@ class FusedStreams(Encoder):
         self.config = {
             "name": "fused",
             "num_classes": num_classes,
-            **{name: _config_of(stream) for name, stream in (("appearance", appearance), ("motion", motion))},
+            "appearance": appearance.config,
+            "motion": motion.config,
             "fusion": fusion,
             "hidden_dim": hidden_dim,
             "dropout": dropout,
@@ -157,12 +158,6 @@ class FusedStreams(Encoder):
 
     def classifier_names(self) -> set[str]:
         return {"classifier.weight", "classifier.bias"} if self.classifier is not None else set()
-
-
-def _config_of(stream: Encoder) -> dict[str, Any]:
-    """Settings that rebuild a stream as it is now: what it sees may have been changed since it was made."""
-    views = list(stream.views.values())
-    return {**stream.config, "view": views[0].to_dict()} if len(views) == 1 else stream.config
 
 
 def join_views(
