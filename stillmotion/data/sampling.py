@@ -52,15 +52,15 @@ def frame_indices(
         return _spread(view, num_frames, draw)
     points = _moments(view, num_frames, fps, draw, keyframes)
     step = _step(view, fps)
-    before, behind = around if view.outside else (0, 0)
-    points, num_frames = points + before, before + num_frames + behind
+    outside, behind = around if view.outside else (0, 0)
+    points, num_frames = points + outside, outside + num_frames + behind
     before = {"start": 0, "middle": view.num_frames // 2, "end": view.num_frames - 1}[view.clip]
     offsets = _rounded(np.arange(-before, view.num_frames - before), step)
     if view.kind != "flow":
-        return _inside(points[:, None] + offsets, view, num_frames, step) - before
+        return _inside(points[:, None] + offsets, view, num_frames, step) - outside
     # A field begins where its second frame is still inside.
     first = _inside(points[:, None] + offsets, view, max(1, num_frames - view.flow.step), step)
-    return _pairs(first, view, num_frames) - before
+    return _pairs(first, view, num_frames) - outside
 
 
 def _pairs(first: NDArray[np.int64], view: View, n: int) -> NDArray[np.int64]:
