@@ -204,7 +204,8 @@ def compare(
     Args:
         table: CSV or Parquet table, or a folder of class folders.
         output: Folder of tables, pictures, predictions and runs (`runs/ROW/SPLIT/seedK`).
-        rows: By name (in a YAML file).
+        rows: By name (in a YAML file). One with a `table` of its own is a stage before others, which start from its run
+            (`row:NAME`).
         baselines: Rows without network training (`stillmotion list baselines`), on all labels, with the first seed.
         seeds: Of the trainings.
         splits: `column` (the table's own), `folds:K` or `leave-one-group-out` (over the groups of the training split),
