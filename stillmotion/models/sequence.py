@@ -141,7 +141,9 @@ class FrameSequence(Encoder):
         """The same around another backbone, which may contain this one's; the layers behind it start anew."""
         for hook in self._hooks:
             hook.remove()
-        return FrameSequence(backbone, num_classes=self.num_classes, **self.settings)
+        other = FrameSequence(backbone, num_classes=self.num_classes, **self.settings)
+        other.views, other.short_side = self.views, self.short_side
+        return other
 
     def forward_views(self, *inputs: Tensor) -> dict[str, Tensor]:
         shown = inputs[0].shape[1]
