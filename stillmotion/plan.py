@@ -135,7 +135,9 @@ def read_stages(rows: Mapping[str, RowConfig], data: DataConfig, root: str | Non
         known = [f.name for f in fields(DataConfig)]
         if unknown := [k for k in row.data if k not in known]:
             raise ValueError(f"row {name!r}: data has no {unknown[0]!r}; known: {', '.join(known)}")
-        changes = {k: Augment(**v) if k == "augment" and isinstance(v, Mapping) else v for k, v in row.data.items()}
+        changes: dict[str, Any] = {
+            k: Augment(**v) if k == "augment" and isinstance(v, Mapping) else v for k, v in row.data.items()
+        }
         own = replace(data, **changes)
         try:
             table = tables[row.table] = tables.get(row.table) or read_table(row.table, root=root)

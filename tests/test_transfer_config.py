@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from stillmotion.compare import make_jobs
@@ -46,13 +47,17 @@ def tables(tmp_path: Path, make_video: MakeVideo) -> tuple[Path, Path]:
 
 
 def test_a_kill_between_the_stages(tables: tuple[Path, Path], tmp_path: Path) -> None:
-    """The command of the recipe's comment, word for word, with two of its rows on this side of the kill."""
+    """The command of the recipe's comment, with half of its rows."""
     (command,) = commands_of(RECIPE)
     actions, dives = map(str, tables)
-    run = tmp_path / "run"
-    places = {"TABLE": dives, "ACTIONS": actions, "RUN": str(run), "configs/hallucinet/transfer_tiny.yaml": str(RECIPE)}
-    call = [sys.executable, "-m", "stillmotion", *(places.get(word, word) for word in command)]
-    call += ["--trainer.accelerator", "cpu"]
+    run, recipe, settings = tmp_path / "run", tmp_path / "recipe.yaml", settings_of(RECIPE)
+    names = ["teacher", "pre_both", "from_nothing", "from_both", "from_both_hallucinating"]
+    recipe.write_text(yaml.safe_dump({**settings, "rows": {name: settings["rows"][name] for name in names}}))
+    places = {"TABLE": dives, "ACTIONS": actions, "RUN": str(run), f"configs/hallucinet/{RECIPE.name}": str(recipe)}
+    words = [places.get(word, word) for word in command]
+    left_out = [at for at, word in enumerate(words) if word.startswith("--rows.") and word.split(".")[1] not in names]
+    words = [word for at, word in enumerate(words) if at not in left_out and at - 1 not in left_out]
+    call = [sys.executable, "-m", "stillmotion", *words, "--trainer.accelerator", "cpu"]
     process = subprocess.Popen(call, cwd=RECIPE.parents[2], start_new_session=True, stderr=subprocess.DEVNULL)
     done, deadline = run / "runs/pre_both/table/seed0/results.json", time.monotonic() + 240
     try:
@@ -64,21 +69,20 @@ def test_a_kill_between_the_stages(tables: tuple[Path, Path], tmp_path: Path) ->
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     stages = [path for path in (run / "runs").rglob("model.safetensors") if path.parents[1].name == "table"]
-    assert len(stages) == 4
+    assert len(stages) == 2
     before = {path: path.stat().st_mtime_ns for path in stages}
     assert not (run / "results.json").exists()
     ended = subprocess.run(call, cwd=RECIPE.parents[2], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert {path: path.stat().st_mtime_ns for path in stages} == before, "stage one was not trained again"
 
-    names = list(settings_of(RECIPE)["rows"])
     rows = {row["name"]: row for row in read_results(run)}
-    assert list(rows) == [name for name in names if name.startswith("from")]
+    assert list(rows) == names[2:]
     assert all(row["cost"]["frames"] > 1 for row in rows.values())
     assert "hallucinated_r2" in rows["from_both_hallucinating"]["metrics"]
     data = json.loads((run / "results.json").read_text())
-    assert [row["name"] for row in data["stages"]] == names[:4]
-    assert "hallucinated_r2" in data["stages"][3]["metrics"]
+    assert [row["name"] for row in data["stages"]] == names[:2]
+    assert "hallucinated_r2" in data["stages"][1]["metrics"]
     assert data["classes"] == ["x", "y"]
     text = (run / "results.md").read_text()
     assert "## Stages before" in text
@@ -107,6 +111,23 @@ def make_plan(tables: tuple[Path, Path], rows: dict[str, RowConfig], **changes: 
         splits="column", evaluate={"top1": {}}, subsets={}, data=data, optim=OptimConfig(), trainer=TrainerConfig(),
         probe=None, workers=1, root=None, stages=read_stages(rows, data, None), **given,
     )  # fmt: skip
+
+
+def test_the_recipe_has_every_way_to_begin() -> None:
+    rows = settings_of(RECIPE)["rows"]
+    begun = {name: row["method"]["options"] for name, row in rows.items() if name.startswith("pre")}
+    assert begun == {
+        "pre_classes": {"weight": 0},
+        "pre_hallucination": {"weight": 50, "task_weight": 0},
+        "pre_both": {"weight": 50},
+    }
+    starts = {
+        name: row["student"]["options"]["backbone"]["name"] for name, row in rows.items() if name.startswith("from")
+    }
+    assert list(starts.values()) == [
+        "timm/test_resnet", "row:pre_classes", "row:pre_hallucination", *["row:pre_both"] * 3
+    ]  # fmt: skip
+    assert [row["method"]["options"]["weight"] for row in rows.values() if "table" not in row] == [0, 0, 0, 0, 50, 50]
 
 
 def test_which_training_waits_for_which(tables: tuple[Path, Path]) -> None:
