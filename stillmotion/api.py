@@ -125,7 +125,7 @@ def evaluate(
         protocol: What is seen of a video: `own` as in training; `static` one frame; `clip` one clip; `video` several
             moments in equal parts (`num_moments`, 10), their logits averaged.
         moment: Which moment is seen: centre, first, last, uniform, keyframe.
-        num_moments: How many.
+        num_moments: How many; of a network that looks at them together, how long its sequence is.
         num_crops: 3, 5 or 10 crops of every frame, each with its own prediction; wants a view with `resize`.
         pooling: How the moments of a video are joined: mean of their `logits`, or of their `scores` (softmax).
         view: Further settings of `View` that differ from training.

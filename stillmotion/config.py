@@ -15,12 +15,12 @@ class ModelConfig:
     """A network by name, or a trained one by its run folder.
 
     Args:
-        name: `timm/<name>`, `torchvision/<name>`, one of ours (`stillmotion list models`), `sequence` (of several frames,
-            around the network that `options.backbone` names), or a run folder.
+        name: `timm/<name>`, `torchvision/<name>`, one of ours (`stillmotion list models`), a run folder, or `sequence`:
+            several frames, each seen by the network that `options.backbone` names.
         weights: Local checkpoint or safetensors file; `default` for the library's own pretrained weights (a download);
             None starts at random (or, for a run folder, takes its weights; `random` keeps them out: a control).
         options: Further arguments of the network.
-        view: Settings of `View` that differ from the network's own (size, num_frames, moment, ...).
+        view: Settings of `View` that differ from the network's own (size, num_frames, num_moments, moment, ...).
 
     Environment variables in `name` and `weights` ($STILLMOTION_DATA/...) are replaced.
     """
