@@ -96,6 +96,7 @@ class FrameSequence(Encoder):
         ValueError: A setting, or a backbone whose branches are not known.
 
     Example:
+        >>> import torch
         >>> from stillmotion.models.factory import create_model
         >>> student = create_model("sequence", num_classes=4, backbone={"name": "timm/test_resnet"},
         ...                        aggregate="lstm", view={"size": 32, "num_moments": 6})
