@@ -125,7 +125,7 @@ def evaluate(
         protocol: What is seen of a video: `own` as in training; `static` one frame; `clip` one clip; `video` several
             moments in equal parts (`num_moments`, 10), their logits averaged.
         moment: Which moment is seen: centre, first, last, uniform, keyframe.
-        num_moments: How many.
+        num_moments: How many; of a network that looks at them together, how long its sequence is.
         num_crops: 3, 5 or 10 crops of every frame, each with its own prediction; wants a view with `resize`.
         pooling: How the moments of a video are joined: mean of their `logits`, or of their `scores` (softmax).
         view: Further settings of `View` that differ from training.
@@ -204,7 +204,8 @@ def compare(
     Args:
         table: CSV or Parquet table, or a folder of class folders.
         output: Folder of tables, pictures, predictions and runs (`runs/ROW/SPLIT/seedK`).
-        rows: By name (in a YAML file).
+        rows: By name (in a YAML file). One with a `table` of its own is a stage before others, which start from its run
+            (`row:NAME`).
         baselines: Rows without network training (`stillmotion list baselines`), on all labels, with the first seed.
         seeds: Of the trainings.
         splits: `column` (the table's own), `folds:K` or `leave-one-group-out` (over the groups of the training split),

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from stillmotion.config import ModelConfig
 from stillmotion.models.cost import count_cost
@@ -138,10 +137,8 @@ def _measure(
 
 
 def _runner(encoder: Encoder, batch_size: int, *, train: bool, device: str) -> Callable[[], None]:
-    inputs: list[Tensor] = []
-    for view in encoder.views.values():
-        shape = (batch_size, view.num_frames, view.channels, *view.size)
-        inputs.append(torch.randint(0, 256, shape, dtype=torch.uint8, device=device))
+    shapes = encoder.input_shapes(batch_size)
+    inputs = [torch.randint(0, 256, shape, dtype=torch.uint8, device=device) for shape in shapes]
 
     def run() -> None:
         with torch.set_grad_enabled(train):

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stillmotion.config import DataConfig, ModelConfig, OptimConfig, RowConfig, TrainerConfig
 from stillmotion.data.table import Table, read_table
 from stillmotion.jobs import Job, run_jobs
-from stillmotion.plan import Plan, check, sources_of
+from stillmotion.plan import Plan, check, read_stages, sources_of
 from stillmotion.tally import MAIN
 from stillmotion.trials import (
     COLUMN,
@@ -60,7 +60,7 @@ def compare(
     Args:
         table: CSV or Parquet file, folder of class folders, or a table already read.
         output: Folder of tables, pictures, predictions and runs (`runs/ROW/SPLIT/seedK`).
-        rows: By name.
+        rows: By name. One with a `table` of its own is a stage before others, which start from its run (`row:NAME`).
         baselines: Rows without network training (`stillmotion list baselines`), on all labels, with the first seed.
         seeds: Of the trainings.
         splits: `column` (the table's own), `folds:K` or `leave-one-group-out` (over the groups of the training split),
@@ -103,6 +103,7 @@ def compare(
         probe=probe,
         workers=workers,
         root=root,
+        stages=read_stages(rows, data, root),
     )
     check(plan)
     jobs = make_jobs(plan)
@@ -132,10 +133,10 @@ def _run(plan: Plan, jobs: Sequence[Job]) -> int:
 
 def make_jobs(plan: Plan) -> list[Job]:
     """All jobs: trainings, the extractions that they need, baselines."""
-    folds = {fold.name: fold for fold in plan.folds}
     jobs: dict[str, Job] = {}
-    for number, trial in enumerate(plan.trials()):
-        row, fold = plan.rows[trial.row], folds[trial.fold]
+    for number, trial in enumerate([*plan.stage_trials(), *plan.trials()]):
+        row, fold = plan.rows[trial.row], plan.fold_of(trial)
+        is_stage = trial.row in plan.stages
         after = [s.name for s in sources_of(plan, trial)]
         teacher = plan.resolve(row.teacher, trial, row.teacher_seed) if row.teacher else None
         features = None
@@ -144,7 +145,7 @@ def make_jobs(plan: Plan) -> list[Job]:
             jobs.setdefault(extraction.name, extraction)
             after, teacher = [*after, extraction.name], None
         arguments = {
-            "fold": replace(fold, data=replace(fold.data, label_fraction=trial.fraction)),
+            "fold": fold if is_stage else replace(fold, data=replace(fold.data, label_fraction=trial.fraction)),
             "output": plan.run_folder(trial),
             "row": replace(row, student=plan.resolve(row.student, trial)),
             "teacher": teacher,
@@ -152,7 +153,7 @@ def make_jobs(plan: Plan) -> list[Job]:
             "optim": replace(plan.optim, **row.optim),
             "trainer": plan.trainer,
             "seed": trial.seed,
-            "views": plan.evaluate,
+            "views": {} if is_stage else plan.evaluate,
             "root": plan.root,
             "number": number,
         }
@@ -174,12 +175,16 @@ def _extraction(plan: Plan, trial: Trial, row: RowConfig, teacher: ModelConfig, 
     if source is None:
         settings["name"] = teacher.name
     name = source.name if source else f"{_last_part(teacher.name)}/{trial.fold}"
+    if source and plan.fold_of(source) != fold:
+        name += f"-on-{trial.fold}"
+    if row.data:
+        settings["data"] = row.data
     if settings:
         name += "-" + hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     folder = plan.output / "features" / name
     arguments = {"fold": fold, "teacher": teacher, "folder": folder, "seed": trial.seed,
                  "accelerator": plan.trainer.accelerator}  # fmt: skip
-    after = (source.name,) if source else ()
+    after = tuple(s.name for s in plan.sources(row.teacher, trial, row.teacher_seed))
     # One folder may turn out to serve all seeds.
     return Job(f"features/{name}/draws{trial.seed}", extract_features, arguments, after, lock=str(folder)), folder
 

@@ -15,11 +15,12 @@ class ModelConfig:
     """A network by name, or a trained one by its run folder.
 
     Args:
-        name: `timm/<name>`, `torchvision/<name>`, one of ours (`stillmotion list models`), or a run folder.
+        name: `timm/<name>`, `torchvision/<name>`, one of ours (`stillmotion list models`), a run folder, or `sequence`:
+            several frames, each seen by the network that `options.backbone` names.
         weights: Local checkpoint or safetensors file; `default` for the library's own pretrained weights (a download);
             None starts at random (or, for a run folder, takes its weights; `random` keeps them out: a control).
         options: Further arguments of the network.
-        view: Settings of `View` that differ from the network's own (size, num_frames, moment, ...).
+        view: Settings of `View` that differ from the network's own (size, num_frames, num_moments, moment, ...).
 
     Environment variables in `name` and `weights` ($STILLMOTION_DATA/...) are replaced.
     """
@@ -162,13 +163,18 @@ class TrainerConfig:
 class RowConfig:
     """One row of a comparison: what is trained, and how.
 
+    A name `row:NAME`, also of a network within `options`, means the run of that row with the same split (and seed).
+
     Args:
         student: The network that is trained.
         method: How it is trained.
-        teacher: Name, run folder, or `row:NAME`: the run of that row with the same split (and seed).
+        teacher: Name, run folder, or `row:NAME`.
         teacher_seed: `same` takes the teacher row's run of the same seed, `first` shares one teacher a split.
         cache: Extract the teacher's features once for each split and seed instead of running it live.
         optim: Settings of the optimiser that differ from the comparison's; the table names them.
+        table: Train on this table and not on the comparison's: a stage before, once a seed, on all labels of the
+            table's own train split. Its run serves other rows (`row:NAME`); its results have a section of their own.
+        data: Settings of `data` that differ for such a row (`target`, `test`, ...).
     """
 
     student: ModelConfig
@@ -177,3 +183,5 @@ class RowConfig:
     teacher_seed: Literal["same", "first"] = "same"
     cache: bool = True
     optim: dict[str, Any] = field(default_factory=dict)
+    table: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from stillmotion.models.encoder import Encoder
 from stillmotion.networks import METADATA
 from stillmotion.results import write_atomic
-from stillmotion.view import View
 
 OPSET = 20
 BATCH_SIZES = (1, 2, 5)
@@ -22,7 +21,7 @@ TOLERANCE = 1e-3
 
 
 class _Graph(nn.Module):
-    """The network alone: clips (B, T, 3, H, W) uint8 -> logits (B, K)."""
+    """The network alone: clips (B, T, 3, H, W) uint8, or sequences (B, N, T, 3, H, W) -> logits (B, K)."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -76,10 +75,9 @@ def export(run: str, output: str, *, view: Mapping[str, Any] | None = None) -> P
     return target
 
 
-def example_inputs(views: Mapping[str, View], batch_size: int) -> list[Tensor]:
-    """Random frames, the same at every call, (B, T, 3, H, W) uint8 for each view."""
-    generator = torch.Generator().manual_seed(batch_size)
-    shapes = [(batch_size, v.num_frames, 3, *v.size) for v in views.values()]
+def example_inputs(encoder: Encoder, batch_size: int) -> list[Tensor]:
+    """Random frames, the same at every call, uint8, for each view."""
+    generator, shapes = torch.Generator().manual_seed(batch_size), encoder.input_shapes(batch_size)
     return [torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for shape in shapes]
 
 
@@ -93,7 +91,7 @@ def _to_onnx(encoder: Encoder, facts: Mapping[str, Any]) -> bytes:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
             _Graph(encoder).eval(),
-            tuple(example_inputs(encoder.views, 2)),
+            tuple(example_inputs(encoder, 2)),
             str(path),
             dynamo=True,
             external_data=False,
@@ -116,7 +114,7 @@ def _disagreement(encoder: Encoder, content: bytes) -> str | None:
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     graph = _Graph(encoder)
     for size in BATCH_SIZES:
-        inputs = example_inputs(encoder.views, size)
+        inputs = example_inputs(encoder, size)
         with torch.inference_mode():
             expected = graph(*inputs).numpy()
         names = list(encoder.views)

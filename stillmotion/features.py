@@ -53,7 +53,7 @@ def open_features(
         str(folder),
         embedding_dim=fields["embedding"][-1],
         num_classes=fields["logits"][-1] if "logits" in fields else 0,
-        num_moments=fields["embedding"][0],
+        view=next(iter(views.values())),
         taps={name: shape[-1] for name, shape in fields.items() if name not in ("embedding", "logits")},
     )
 
@@ -94,7 +94,10 @@ def _drawn_from(views: Mapping[str, View], data: DataConfig, seed: int) -> dict[
 def is_still(views: Mapping[str, View], augment: Augment) -> bool:
     """Whether views look the same in every draw."""
     return not any(
-        view.moment == "random" or view.interpolation == "random" or (view.resize is None and augment != Augment())
+        view.moment == "random"
+        or (view.moment == "spaced" and view.jitter > 0)
+        or view.interpolation == "random"
+        or (view.resize is None and augment != Augment())
         for view in views.values()
     )
 

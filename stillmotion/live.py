@@ -17,7 +17,7 @@ from stillmotion.data.sampling import frame_indices
 from stillmotion.data.transforms import render_view
 from stillmotion.overlay import VideoWriter, draw_overlay
 from stillmotion.predict import Prediction, Predictor
-from stillmotion.view import NO_DRAW, View
+from stillmotion.view import NO_DRAW, Clip, Moment, View
 
 MIN_INTERVAL = 8
 
@@ -34,7 +34,8 @@ def watch(
 
     Args:
         source: A camera's number, or a URL.
-        predictor: Its views are laid over the latest frames: the last clip, or moments spread over the last interval.
+        predictor: Its views are laid over the latest frames: the last clip, moments that are as far apart as the view
+            says, or moments spread over the last interval.
         interval: Frames between two predictions.
         max_frames: Stop after so many frames.
         overlay: Video of what was seen, with the latest prediction drawn in.
@@ -97,17 +98,28 @@ def _predictions(
 
 
 def _span(view: View, fps: float) -> int:
-    step = view.stride * (fps / view.fps if view.fps else 1.0) if view.clip != "whole" else 1.0
-    return 1 + round((view.num_frames - 1) * step) + (view.flow.step if view.kind == "flow" else 0)
+    """Frames of the stream from the first to the last that a view sees."""
+    rate = fps / view.fps if view.fps else 1.0
+    step = 1.0 if view.clip == "whole" else view.stride * rate
+    apart = (view.num_moments - 1) * view.spacing * rate if view.moment == "spaced" else 0.0
+    return 1 + round(apart + (view.num_frames - 1) * step) + (view.flow.step if view.kind == "flow" else 0)
+
+
+def _latest(view: View) -> View:
+    """The view of the latest frames; spaced moments end with the last clip's last frame."""
+    if view.moment == "spaced" and view.clip != "whole":
+        lead = (view.num_moments - 1) * view.spacing + (view.num_frames - 1) * view.stride + 1
+        return replace(view, lead=lead, jitter=0, outside=False, clip="start", end="shift")
+    moment: Moment = "last" if view.num_moments == 1 else "uniform"
+    clip: Clip = "whole" if view.clip == "whole" else "end"
+    return replace(view, moment=moment, clip=clip, end="shift")
 
 
 def _predict(source: str, predictor: Predictor, latest: deque[NDArray[np.uint8]], fps: float) -> Prediction:
     began = time.perf_counter()
     inputs, seen = {}, set[int]()
     for name, view in predictor.views.items():
-        moment = "last" if view.num_moments == 1 else "uniform"
-        clip = "whole" if view.clip == "whole" else "end"
-        view = replace(view, moment=moment, clip=clip, end="shift")  # type: ignore[arg-type]
+        view = _latest(view)
         indices = frame_indices(view, len(latest), fps, NO_DRAW)
         seen |= set(indices.ravel().tolist())
         inputs[name] = render_view([latest[i] for i in indices.ravel()], view, NO_DRAW)

@@ -13,7 +13,6 @@ from torch import Tensor
 from stillmotion.data.dataset import VideoDataset, collate
 from stillmotion.data.flow import RAFT
 from stillmotion.data.loader import EpochBatches, make_loader
-from stillmotion.data.sampling import frame_indices
 from stillmotion.data.table import Table
 from stillmotion.methods.base import Method
 from stillmotion.metrics import feature_means, hallucination_r2
@@ -121,7 +120,7 @@ def measure_cost(encoder: Encoder, table: Table, reading: Reading) -> dict[str, 
     Returns:
         `params`, `gmacs`, `ms_per_video`, `frames` (that are looked at; None, like the time, if none can be read).
     """
-    moments = max(view.num_shown for view in encoder.views.values())
+    moments = 1 if encoder.joins_moments else max(view.num_shown for view in encoder.views.values())
     counted = count_cost(encoder)
     cost: dict[str, float | None] = {"params": counted.params, "gmacs": counted.gmacs * moments}
     views = {f"student/{name}": view for name, view in encoder.views.items()}
@@ -150,8 +149,7 @@ def _run(encoder: Encoder, batch: dict[str, Any], device: torch.device | str) ->
 
 def _count_frames(dataset: VideoDataset, row: int, encoder: Encoder) -> int:
     extent = dataset.source.extent(dataset.table[row])
-    n, fps, keys = extent.num_frames, extent.fps, extent.keyframes
-    seen = [frame_indices(v, n, fps, NO_DRAW, keyframes=keys).ravel() for v in encoder.views.values()]
+    seen = [extent.frames_of(view, NO_DRAW).ravel() for view in encoder.views.values()]
     return len(np.unique(np.concatenate(seen)))
 
 

@@ -13,7 +13,8 @@ Network = Callable[[Inputs], NDArray[np.float32]]
 
 METADATA = "stillmotion"
 # The other settings of a view are part of the exported graph.
-FREE_IN_ONNX = ("moment", "num_moments", "stride", "fps", "clip", "end", "resize", "num_crops", "interpolation")
+FREE_IN_ONNX = ("moment", "num_moments", "spacing", "lead", "jitter", "outside", "stride", "fps", "clip", "end",
+                "resize", "num_crops", "interpolation")  # fmt: skip
 
 
 def load_network(model: str, *, device: str, view: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:
@@ -57,9 +58,14 @@ def _load_onnx(model: str, device: str, view: Mapping[str, Any]) -> tuple[Networ
             f"{model}: view.{fixed[0]} is fixed in an exported model; export it again, or predict from the run"
         )
     config: dict[str, Any] = json.loads(text)
+    # A network that joins the moments of a video has an axis for them, and their number is fixed.
+    joins = len(session.get_inputs()[0].shape) == 6
+    if joins and (fixed := [key for key in ("num_moments", "num_crops") if key in view]):
+        raise ValueError(f"{model}: view.{fixed[0]} is fixed in this model; export it again, or predict from the run")
     config["views"] = {name: {**data, **view} for name, data in config["views"].items()}
 
     def run(inputs: Inputs) -> NDArray[np.float32]:
+        inputs = {name: x[None] for name, x in inputs.items()} if joins else inputs
         (logits,) = session.run(["logits"], inputs)
         mean: NDArray[np.float32] = logits.mean(axis=0, dtype=np.float32)
         return mean

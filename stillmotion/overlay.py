@@ -64,7 +64,7 @@ def write_overlay(target: Path, sample: Sample, prediction: "Prediction", predic
         seen = predictor.see(sample).frames
         info = probe(sample.path)
         start, end = sample.frame_range(info.num_frames, info.fps)
-        marks = [(i + 0.5) / (end - start) for i in seen]
+        marks = [(i + 0.5) / (end - start) for i in seen if 0 <= i < end - start]
         with VideoWriter(target, info.fps or 25.0) as video:
             for i, frame in enumerate(_frames(sample.path, start, end, info.width * info.height * 3)):
                 video.add(draw_overlay(frame, prediction.labels, marks, (i + 1) / (end - start)))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args, get_origin
 
 Kind = Literal["rgb", "difference", "flow", "feature"]
-Moment = Literal["centre", "first", "last", "uniform", "random", "keyframe"]
+Moment = Literal["centre", "first", "last", "uniform", "random", "keyframe", "spaced"]
 Clip = Literal["start", "middle", "end", "whole"]
 End = Literal["repeat", "shift", "hallucinet"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "random"]
@@ -55,7 +55,7 @@ class View:
 
     The loader delivers uint8 frames (N, T, C, H, W) at `size`, N = `num_shown`; the model itself normalises them with
     `mean` and `std` (units of 0..1). One frame is N = 1, T = 1; a 16-frame clip N = 1, T = 16; a video-level test with
-    25 frames N = 25, T = 1.
+    25 frames N = 25, T = 1; six frames for an LSTM N = 6, T = 1, and their teacher's clips N = 6, T = 16.
 
     Args:
         kind: `rgb`; `difference` (RGB frames whose consecutive differences the model takes: T frames give T - 1);
@@ -69,7 +69,12 @@ class View:
         moment: Where the moments lie among the n frames of the sample. `centre` is frame floor(n/2), the sample's
             anchor; `first`, `last`; `uniform` divides the sample in N parts and takes their middles; `random` is
             drawn (one point, or one in each of N parts) and becomes `centre`/`uniform` where nothing is random;
-            `keyframe` is the keyframe nearest to the anchor, decoded alone.
+            `keyframe` is the keyframe nearest to the anchor, decoded alone; `spaced` are `spacing` frames apart.
+        spacing, lead, jitter: Of `spaced` moments: frames from one to the next; frames from the first one to the
+            sample's end (None: the first is the sample's first frame); and by how many frames at most a draw shifts
+            all of them, either way. They count frames at the rate `fps` where there is one. 16, 103 and 3 with six
+            moments are the official rule of MTL-AQA (METHODS 2.4).
+        outside: Read frames beyond the sample's range where its video goes on; the end rule is for the video's ends.
         clip: Whether the moment is the clip's `start` (HalluciNet), `middle` or `end`. `whole` has no moment: one frame
             out of each of T equal parts of the sample, its middle or, if moments are `random`, at a drawn point (Wang
             et al., arXiv:1608.00859); stride, rate and end rule do not count; N clips lie side by side in the parts.
@@ -98,6 +103,10 @@ class View:
     fps: float | None = None
     num_moments: int = 1
     moment: Moment = "centre"
+    spacing: int = 1
+    lead: int | None = None
+    jitter: int = 0
+    outside: bool = False
     clip: Clip = "start"
     end: End = "repeat"
     resize: tuple[int, int] | int | None = None
@@ -129,8 +138,9 @@ class View:
             object.__setattr__(self, "std", (1.0, 1.0, 1.0))
         if isinstance(self.size, int):
             object.__setattr__(self, "size", (self.size, self.size))
-        for name, least in (("num_frames", 1), ("stride", 0), ("num_moments", 1)):
-            if getattr(self, name) < least:
+        least_of = {"num_frames": 1, "stride": 0, "num_moments": 1, "spacing": 1, "lead": 1, "jitter": 0}
+        for name, least in least_of.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"view.{name}={getattr(self, name)}: must be at least {least}")
         if self.num_crops > 1 and self.resize is None:
             raise ValueError(f"view.num_crops={self.num_crops}: needs resize=, of which the crops are parts")
@@ -194,7 +204,8 @@ class Draw:
     """What is random about one showing of a sample, the same for all its views, models and workers.
 
     Args:
-        time: In [0, 1): where a `random` moment lies. None: nothing is random, moments take their middles.
+        time: In [0, 1): where a `random` moment lies, and the `jitter` of `spaced` ones. None: nothing is random,
+            moments take their middles.
         box: top, left, height, width in [0, 1] of the upright picture.
         flip: Mirror left and right.
         filters: Seed of further choices (`interpolation="random"`).

@@ -41,7 +41,7 @@ def assert_equal(encoder: Encoder, path: Path) -> None:
     (given,) = session.get_inputs()
     assert (given.name, given.type) == (next(iter(encoder.views)), "tensor(uint8)")
     for size in (1, 3, 7):
-        (frames,) = example_inputs(encoder.views, size)
+        (frames,) = example_inputs(encoder, size)
         with torch.inference_mode():
             expected = encoder(frames)["logits"].numpy()
         np.testing.assert_allclose(session.run(["logits"], {given.name: frames.numpy()})[0], expected, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The HalluciNet recipes: they parse, say what they must, and their tiny size runs."""
+"""The HalluciNet recipes for single frames: they parse, say what they must, and their tiny size runs."""
 
 import inspect
 from pathlib import Path
@@ -13,7 +13,7 @@ from stillmotion.view import View
 from tests.recipes import CONFIGS, commands_of, settings_of
 
 FOLDER = CONFIGS / "hallucinet"
-RECIPES = sorted(FOLDER.glob("*.yaml"))
+RECIPES = sorted(FOLDER.glob("*_static*.yaml"))
 
 
 def test_the_five_recipes_are_there() -> None:

@@ -64,6 +64,7 @@ class VideoDataset(Dataset[Item]):
         self.flow = open_flow(flow, views, short_side)
         if self.flow is not None:
             self.flow.check(table)
+        self._check_outside(packed, flow)
         self.feature_views = {key: view for key, view in views.items() if view.kind == "feature"}
         folders = {view.source for view in self.feature_views.values() if view.source}
         self.features = {folder: self._open_features(folder) for folder in sorted(folders)}
@@ -82,6 +83,18 @@ class VideoDataset(Dataset[Item]):
                 f"{missing[0][0]} draw {missing[0][1]}; run `stillmotion extract` on this table with these draws"
             )
         return store
+
+    def _check_outside(self, packed: str | Path | None, flow: str | Path | None) -> None:
+        """Stores hold the ranges of their samples and nothing around them."""
+        if all(s.start is None and s.end is None for s in self.table):
+            return
+        for key, view in self.frame_views.items():
+            store = flow if view.kind == "flow" and flow is not None else packed
+            if view.outside and store is not None:
+                raise ValueError(
+                    f"{store}: holds the samples' ranges alone, and {key} looks outside of them; read the videos "
+                    "themselves, or set view.outside=false"
+                )
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of plain integer indices. Pairs (epoch, index), as `EpochBatches` gives them, carry their own."""

@@ -11,7 +11,13 @@ from stillmotion.view import Draw, View
 
 
 def frame_indices(
-    view: View, num_frames: int, fps: float | None, draw: Draw, *, keyframes: Sequence[int] = ()
+    view: View,
+    num_frames: int,
+    fps: float | None,
+    draw: Draw,
+    *,
+    keyframes: Sequence[int] = (),
+    around: tuple[int, int] = (0, 0),
 ) -> NDArray[np.int64]:
     """Frames that a view sees of a sample with `num_frames` frames.
 
@@ -21,11 +27,13 @@ def frame_indices(
         view: What is asked for.
         num_frames: n, frames of the sample.
         fps: Frame rate of the video; only views with a rate of their own need it.
-        draw: Where `random` moments lie.
+        draw: Where `random` moments lie, and how far `spaced` ones are shifted.
         keyframes: Keyframes of the video relative to the sample's first frame; those outside of it are passed over.
+        around: Frames of the video before and behind the sample, for views that look outside of it.
 
     Returns:
-        Indices (N, T) in [0, n), relative to the sample's first frame; for flow (N, 2T), pair by pair: the end rule
+        Indices (N, T) in [0, n), relative to the sample's first frame, and for views that look outside in
+        [-before, n + behind); for flow (N, 2T), pair by pair: the end rule
         goes for fields, the last of which ends with the last frame. With stride 0, and of a single frame, a frame is
         paired with itself.
 
@@ -42,15 +50,17 @@ def frame_indices(
     assert num_frames >= 1
     if view.clip == "whole":
         return _spread(view, num_frames, draw)
-    points = _moments(view, num_frames, draw, keyframes)
+    points = _moments(view, num_frames, fps, draw, keyframes)
     step = _step(view, fps)
+    outside, behind = around if view.outside else (0, 0)
+    points, num_frames = points + outside, outside + num_frames + behind
     before = {"start": 0, "middle": view.num_frames // 2, "end": view.num_frames - 1}[view.clip]
     offsets = _rounded(np.arange(-before, view.num_frames - before), step)
     if view.kind != "flow":
-        return _inside(points[:, None] + offsets, view, num_frames, step)
+        return _inside(points[:, None] + offsets, view, num_frames, step) - outside
     # A field begins where its second frame is still inside.
     first = _inside(points[:, None] + offsets, view, max(1, num_frames - view.flow.step), step)
-    return _pairs(first, view, num_frames)
+    return _pairs(first, view, num_frames) - outside
 
 
 def _pairs(first: NDArray[np.int64], view: View, n: int) -> NDArray[np.int64]:
@@ -83,9 +93,13 @@ def resampled(num_frames: int, fps: float, rate: float) -> NDArray[np.int64]:
     return np.minimum(_rounded(np.arange(max(1, round(num_frames / step))), step), num_frames - 1)
 
 
-def _moments(view: View, n: int, draw: Draw, keyframes: Sequence[int]) -> NDArray[np.int64]:
-    """Frames (N,) at which the clips of a view are anchored."""
+def _moments(view: View, n: int, fps: float | None, draw: Draw, keyframes: Sequence[int]) -> NDArray[np.int64]:
+    """Frames (N,) at which the clips of a view are anchored; `spaced` ones may lie outside of the sample."""
     count, anchor = view.num_moments, n // 2
+    if view.moment == "spaced":
+        shift = 0 if draw.time is None else floor(draw.time * (2 * view.jitter + 1)) - view.jitter
+        numbers = np.arange(count) * view.spacing + shift - (view.lead or 0)
+        return _rounded(numbers, _ratio(view, fps)) + (n if view.lead else 0)
     if view.moment == "uniform" or (view.moment == "random" and draw.time is None):
         return np.array([(2 * k + 1) * n // (2 * count) for k in range(count)])
     if view.moment == "random":
@@ -99,14 +113,19 @@ def _moments(view: View, n: int, draw: Draw, keyframes: Sequence[int]) -> NDArra
 
 def _step(view: View, fps: float | None) -> Fraction:
     """Distance between two frames of a clip, in frames of the video."""
-    if view.fps is None or view.num_frames == 1:
-        return Fraction(view.stride)
+    return view.stride * (Fraction(1) if view.num_frames == 1 else _ratio(view, fps))
+
+
+def _ratio(view: View, fps: float | None) -> Fraction:
+    """Frames of the video for one at the view's rate."""
+    if view.fps is None:
+        return Fraction(1)
     if not fps:
         raise ValueError(
             f"the video has no frame rate, and a view asks for {view.fps:g} frames a second; set fps: null"
         )
     # As fractions, rates are what the container meant (30000/1001), and halves round alike everywhere.
-    return view.stride * Fraction(fps).limit_denominator(10**6) / Fraction(view.fps).limit_denominator(10**6)
+    return Fraction(fps).limit_denominator(10**6) / Fraction(view.fps).limit_denominator(10**6)
 
 
 def _rounded(numbers: NDArray[np.int64], step: Fraction) -> NDArray[np.int64]:

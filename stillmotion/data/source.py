@@ -25,12 +25,18 @@ class Extent:
         fps: Frame rate of the video; None if it has none (folders of images, stills).
         keyframes: Keyframes in the range, relative to its first frame.
         fault: What is wrong with a file that can be read in part only.
+        around: Frames of the video before and behind the range that can be read, too.
     """
 
     num_frames: int
     fps: float | None
     keyframes: tuple[int, ...] = ()
     fault: str | None = None
+    around: tuple[int, int] = (0, 0)
+
+    def frames_of(self, view: View, draw: Draw) -> NDArray[np.int64]:
+        """What a view sees of the sample: see `frame_indices`."""
+        return frame_indices(view, self.num_frames, self.fps, draw, keyframes=self.keyframes, around=self.around)
 
 
 class FrameSource(Protocol):
@@ -76,7 +82,7 @@ class Videos:
         info = timeline(sample.path)
         start, end = sample.frame_range(info.num_frames, info.fps)
         keyframes = tuple(k - start for k in info.keyframes if start <= k < end)
-        return Extent(end - start, info.fps, keyframes, info.fault)
+        return Extent(end - start, info.fps, keyframes, info.fault, (start, info.num_frames - end))
 
     def read(self, sample: Sample, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """As `FrameSource.read`.
@@ -130,8 +136,7 @@ def show(
     shown = _decoded(source, sample, {name: view for name, view in views.items() if name not in stored}, draw)
     for name in stored:
         assert flow is not None
-        extent = flow.extent(sample)
-        pairs = frame_indices(views[name], extent.num_frames, extent.fps, draw, keyframes=extent.keyframes)
+        pairs = flow.extent(sample).frames_of(views[name], draw)
         shown[name] = render_flow(flow.read(sample, pairs.reshape(-1, 2)), views[name], draw)
     return shown
 
@@ -158,10 +163,7 @@ def _decoded(
 def _show(
     source: FrameSource, sample: Sample, views: Mapping[str, View], draw: Draw, extent: Extent
 ) -> dict[str, NDArray[np.uint8]]:
-    wanted = {
-        name: frame_indices(view, extent.num_frames, extent.fps, draw, keyframes=extent.keyframes).ravel()
-        for name, view in views.items()
-    }
+    wanted = {name: extent.frames_of(view, draw).ravel() for name, view in views.items()}
     union = np.unique(np.concatenate(list(wanted.values())))
     frames = list(source.read(sample, union))  # a frame that is seen twice is not copied, nor turned to grey twice
     return {

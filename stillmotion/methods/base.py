@@ -25,7 +25,7 @@ def check_moments(student: Encoder, teacher: Encoder) -> None:
     """Refuses a pair whose moments cannot be matched one by one.
 
     Raises:
-        ValueError: They see different numbers of moments.
+        ValueError: They see different numbers of moments, or moments at another distance.
     """
     for setting, what in (("num_moments", "moments of a video"), ("num_crops", "crops of a frame")):
         seen, shown = ({getattr(v, setting) for v in encoder.views.values()} for encoder in (student, teacher))
@@ -33,6 +33,16 @@ def check_moments(student: Encoder, teacher: Encoder) -> None:
             raise ValueError(
                 f"the student sees {max(seen)} {what}, the teacher {max(shown)}; they are matched one by one: set "
                 f"teacher.view.{setting}={max(seen)}"
+            )
+    one, other = (next(iter(encoder.views.values())) for encoder in (student, teacher))
+    if "spaced" not in (one.moment, other.moment):
+        return
+    for setting in ("moment", "spacing", "lead", "jitter", "fps", "outside"):
+        seen, shown = (getattr(view, setting) for view in (one, other))
+        if seen != shown:
+            raise ValueError(
+                f"the student sees spaced moments with view.{setting}={seen}, the teacher with {shown}; they are "
+                f"matched one by one: set teacher.view.{setting}={seen}"
             )
 
 

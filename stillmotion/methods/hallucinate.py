@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stillmotion.methods.base import Distillation, check_moments, has_logits
 from stillmotion.models.encoder import MAP, Batch, Encoder, StoredFeatures
+from stillmotion.models.sequence import FrameSequence
 from stillmotion.models.student import Fusion, HallucinatingStudent, Tap
 from stillmotion.tasks import Task
 from stillmotion.view import View
@@ -124,7 +125,7 @@ def feature_dim(teacher: Encoder, target: str) -> int:
     views = {f"teacher/{name}": view for name, view in teacher.views.items()}
     device = next(teacher.parameters()).device
     batch = {
-        n: torch.zeros(1, 1, v.num_frames, v.channels, *v.size, dtype=torch.uint8, device=device)
+        n: torch.zeros(1, v.num_crops, v.num_frames, v.channels, *v.size, dtype=torch.uint8, device=device)
         for n, v in views.items()
     }
     was_training = teacher.training
@@ -177,12 +178,13 @@ class Hallucinate(Distillation):
 
     def _check_pair(self, student: Encoder, teacher: Encoder) -> None:
         check_moments(student, teacher)
-        if not isinstance(student, HallucinatingStudent):
+        branch = student.backbone if isinstance(student, FrameSequence) else student
+        if not isinstance(branch, HallucinatingStudent):
             raise ValueError("hallucinate needs a student with a hallucination branch (create_model('hallucinating'))")
         width = feature_dim(teacher, self.target)
-        if student.hallucinated_dim != width:
+        if branch.hallucinated_dim != width:
             raise ValueError(
-                f"the student hallucinates {student.hallucinated_dim} values, the teacher's {self.target} has {width}; "
+                f"the student hallucinates {branch.hallucinated_dim} values, the teacher's {self.target} has {width}; "
                 "leave hallucinated_dim out to take the teacher's"
             )
         if self.control == "single_frame" and isinstance(teacher, StoredFeatures):
@@ -209,7 +211,8 @@ class Hallucinate(Distillation):
         """The backbone with a hallucination branch (METHODS 2.2).
 
         Args:
-            backbone: A network that looks at frames, or already a student with a branch (of a run), which stays.
+            backbone: A network that looks at frames, or already a student with a branch (of a run), which stays. The
+                network inside a `sequence` gets the branch, so that each of its frames hallucinates its own clip.
             teachers: `teacher`, if it is to give the branch its width.
             task: Gives the width of the logits.
             target: See the class.
@@ -219,15 +222,16 @@ class Hallucinate(Distillation):
             relu: ReLU on the branch (official code). By default on, except for logits, which have a sign.
             tap, dropout, init_fc6: Of VGG students: see `HallucinatingStudent`.
         """
-        if isinstance(backbone, HallucinatingStudent):
+        branch = backbone.backbone if isinstance(backbone, FrameSequence) else backbone
+        if isinstance(branch, HallucinatingStudent):
             return backbone
         if hallucinated_dim is None:
             if "teacher" not in teachers:
                 raise ValueError("hallucinate needs a teacher, or with weight 0 the option hallucinated_dim=")
             hallucinated_dim = feature_dim(teachers["teacher"], target)
         relu = target != "logits" if relu is None else relu
-        return HallucinatingStudent(
-            backbone,
+        student = HallucinatingStudent(
+            branch,
             num_classes=task.num_outputs,
             hallucinated_dim=hallucinated_dim,
             fuse=fuse,
@@ -236,6 +240,7 @@ class Hallucinate(Distillation):
             dropout=dropout,
             init_fc6=init_fc6,
         )
+        return backbone.around(student) if isinstance(backbone, FrameSequence) else student
 
     def views(self) -> dict[str, View]:
         views = super().views()

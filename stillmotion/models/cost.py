@@ -14,7 +14,8 @@ class Cost(NamedTuple):
 
     Args:
         params: Parameters, those of the classifier included.
-        gmacs: 1e9 multiply-accumulates for one moment of its views. Only matrix products and convolutions count.
+        gmacs: 1e9 multiply-accumulates for one moment of its views; for all of them where the network joins them.
+            Only matrix products and convolutions count.
     """
 
     params: int
@@ -35,8 +36,7 @@ def count_cost(encoder: Encoder) -> Cost:
     if not params:
         return Cost(0, 0.0)
     shapes = {name: tensor.to("meta") for name, tensor in (*encoder.named_parameters(), *encoder.named_buffers())}
-    views = encoder.views.values()
-    inputs = [torch.zeros(1, v.num_frames, v.channels, *v.size, device="meta", dtype=torch.uint8) for v in views]
+    inputs = [torch.zeros(shape, device="meta", dtype=torch.uint8) for shape in encoder.input_shapes(1)]
     modes = [(module, module.training) for module in encoder.modules()]  # a frozen part may be in eval() alone
     encoder.eval()
     try:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ class Encoder(nn.Module):
         config: JSON data from which `create_model(**config)` rebuilds the architecture, without its weights.
         weights_report: What was taken from a weights file; None for random weights.
         short_side: To which shorter side the frames of its training were reduced before its view; None if not.
+        joins_moments: Whether it looks at all moments of a sample together: `forward` then takes (B, N, T, C, H, W),
+            and gives what `from_batch` gives.
     """
 
     views: dict[str, View]
@@ -44,6 +47,7 @@ class Encoder(nn.Module):
     config: dict[str, Any]
     weights_report: "WeightsReport | None" = None
     short_side: int | None = None
+    joins_moments: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,9 +90,19 @@ class Encoder(nn.Module):
             `logits` and `further_logits` (B, num_classes); everything else (B, N, ...).
         """
         inputs: Sequence[Tensor] = [batch[f"{role}/{name}"] for name in self.views]
+        if self.joins_moments:
+            joined: dict[str, Tensor] = self(*inputs)
+            return joined
         size, moments = inputs[0].shape[:2]
         outputs = self(*(x.flatten(0, 1) for x in inputs))
         return self.aggregate({k: v.unflatten(0, (size, moments)) for k, v in outputs.items()})
+
+    def input_shapes(self, batch_size: int) -> list[tuple[int, ...]]:
+        """Shapes of `forward`'s arguments, view by view."""
+        return [
+            (batch_size, *([v.num_shown] if self.joins_moments else []), v.num_frames, v.channels, *v.size)
+            for v in self.views.values()
+        ]
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replaces the last layer by a new one, at random; 0 removes it, and `logits` with it."""
@@ -174,6 +188,17 @@ class Encoder(nn.Module):
         return push_to_hub(self, task, repo_id, private=private, extra=extra)
 
 
+def check_moment_wise(*parts: Encoder) -> None:
+    """Refuses parts of a network that look at several moments of a sample together.
+
+    Raises:
+        ValueError: One does.
+    """
+    if joined := [part.config.get("name") for part in parts if part.joins_moments]:
+        raise ValueError(f"{joined[0]}: looks at all moments of a video together, so it cannot be part of another "
+                         "network; put that one inside it, as its backbone")  # fmt: skip
+
+
 def to_channels_last(module: nn.Module) -> None:
     """Lays out the weights as convolutions on a CPU and on tensor cores read them fastest."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -188,11 +213,11 @@ def prepare(x: Tensor, view: View) -> Tensor:
     Bytes of flow (`stillmotion.data.flow.to_bytes`) become motion in units of the view's bound first.
 
     Args:
-        x: (B, T, C, H, W) uint8, C = 3 or, for flow, 2; or anything floating, which passes unchanged.
+        x: (..., T, C, H, W) uint8, C = 3 or, for flow, 2; or anything floating, which passes unchanged.
         view: With mean and std in units of 0..1.
 
     Returns:
-        Floats (B, T, C, H, W); (B, T - 1, C, H, W) for `difference`.
+        Floats (..., T, C, H, W); (..., T - 1, C, H, W) for `difference`.
     """
     if x.dtype != torch.uint8:
         return x
@@ -202,7 +227,7 @@ def prepare(x: Tensor, view: View) -> Tensor:
     channels = view.channels
     std = torch.tensor(view.std[:channels], device=x.device).view(channels, 1, 1)
     if view.kind == "difference":
-        return values.diff(dim=1) / std
+        return values.diff(dim=-4) / std
     mean = torch.tensor(view.mean[:channels], device=x.device).view(channels, 1, 1)
     return (values - mean) / std
 
@@ -214,7 +239,7 @@ class StoredFeatures(Encoder):
         source: Folder that `stillmotion extract` wrote.
         embedding_dim: Width of the stored embedding.
         num_classes: Width of the stored logits, 0 if none are stored.
-        num_moments: Moments of a stored sample.
+        view: What was seen, as far as it matters to a student beside it: which moments.
         taps: Widths of further stored layers.
     """
 
@@ -224,14 +249,15 @@ class StoredFeatures(Encoder):
         *,
         embedding_dim: int,
         num_classes: int = 0,
-        num_moments: int = 1,
+        view: View | None = None,
         taps: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.tap_dims = dict(taps or {})
         self.taps = tuple(self.tap_dims)
         fields = ["embedding", *(["logits"] if num_classes else []), *self.taps]
-        self.views = {f: View(kind="feature", source=source, field=f, num_moments=num_moments) for f in fields}
+        seen = view or View()
+        self.views = {f: replace(seen, kind="feature", source=source, field=f) for f in fields}
         self.embedding_dim, self.num_classes = embedding_dim, num_classes
 
     def forward_views(self, *inputs: Tensor) -> dict[str, Tensor]:

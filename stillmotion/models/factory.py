@@ -24,6 +24,7 @@ from stillmotion.models.libraries import (
 from stillmotion.models.own import OWN
 from stillmotion.models.pretrained import is_run, load_pretrained
 from stillmotion.models.pseudo3d import CLIP_FRAMES, Pseudo3d
+from stillmotion.models.sequence import FrameSequence
 from stillmotion.models.student import HallucinatingStudent
 from stillmotion.models.two_stream import TwoStream
 
@@ -45,7 +46,7 @@ def create_model(
     Args:
         name: `timm/<name>`, `torchvision/<name>`, `pseudo3d/<name>` (of timm; `pseudo3d/torchvision/<name>`),
             `resnext3d_101`, `p3d_63` and relatives, `c3d`, `i3d_rgb`, `i3d_flow`, `hf/videomae` and relatives,
-            `hallucinating`, `fused`, `two_stream`, `im2flow` (made of others), or a run folder.
+            `hallucinating`, `sequence`, `fused`, `two_stream`, `im2flow` (made of others), or a run folder.
         num_classes: Width of `logits`; 0 for none.
         weights: None starts at random; `default` downloads the library's own; else a local safetensors or checkpoint
             file; for `hf/...` also a name on the Hub or a folder. `encoder.weights_report` tells what was taken.
@@ -225,22 +226,46 @@ def _build_streams(
         given = options.pop(stream, None)
         if not isinstance(given, Mapping) or "name" not in given:
             raise ValueError(f"{name} needs {stream}={{name: ...}}, the network of this stream")
-        # As a `ModelConfig`, or flat, as the `config` of a network.
-        rest = {k: v for k, v in given.items() if k not in ("name", "weights", "view", "options", "num_classes")}
-        rest |= given.get("options") or {}
-        if layers := [tap.removeprefix(f"{stream}.") for tap in taps if tap.startswith(f"{stream}.")]:
-            rest["taps"] = layers
-        seen = {**(given.get("view") or {}), **view}
-        config = ModelConfig(name=given["name"], weights=given.get("weights"), view=seen, options=rest)
-        classes = given.get("num_classes", num_classes)
-        streams.append(load_model(config, num_classes=classes, class_names=class_names))
+        layers = [tap.removeprefix(f"{stream}.") for tap in taps if tap.startswith(f"{stream}.")]
+        streams.append(_part(given, given.get("num_classes", num_classes), layers, view, class_names))
     return build(*streams, num_classes=num_classes, **options)
+
+
+def _build_sequence(
+    num_classes: int,
+    taps: Sequence[str],
+    view: dict[str, Any],
+    class_names: Sequence[str] | None,
+    options: dict[str, Any],
+) -> FrameSequence:
+    given = options.pop("backbone", None)
+    if not isinstance(given, Mapping) or "name" not in given:
+        raise ValueError("sequence needs backbone={name: ...}, the network that sees each moment")
+    return FrameSequence(_part(given, 0, taps, view, None), num_classes=num_classes, **options)
+
+
+def _part(
+    given: Mapping[str, Any],
+    num_classes: int,
+    taps: Sequence[str],
+    view: dict[str, Any],
+    class_names: Sequence[str] | None,
+) -> Encoder:
+    """A network within a network: given as a `ModelConfig`, or flat, as the `config` of a network."""
+    rest = {k: v for k, v in given.items() if k not in ("name", "weights", "view", "options", "num_classes")}
+    rest |= given.get("options") or {}
+    if taps:
+        rest["taps"] = list(taps)
+    seen = {**(given.get("view") or {}), **view}
+    config = ModelConfig(name=given["name"], weights=given.get("weights"), view=seen, options=rest)
+    return load_model(config, num_classes=num_classes, class_names=class_names)
 
 
 COMPOSITE: dict[str, Callable[..., Encoder]] = {
     "hallucinating": _build_student,
     "fused": partial(_build_streams, FusedStreams, "fused"),
     "im2flow": partial(_build_streams, Im2Flow, "im2flow"),
+    "sequence": _build_sequence,
     "two_stream": partial(_build_streams, TwoStream, "two_stream"),
 }
 """Networks made of others, which their options name; so they are not listed."""

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from stillmotion.models.encoder import Encoder
+from stillmotion.models.encoder import Encoder, check_moment_wise
 from stillmotion.view import View
 
 FusionKind = Literal["mean", "sum", "concat", "gate", "attention"]
@@ -84,6 +84,7 @@ class FusedStreams(Encoder):
         motion_weight: float = 0.5,
     ) -> None:
         super().__init__()
+        check_moment_wise(appearance, motion)
         if fusion not in get_args(FusionKind):
             raise ValueError(f"fusion={fusion!r}: choose one of {', '.join(get_args(FusionKind))}")
         if not 0.0 <= motion_weight <= 1.0:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillmotion.models.chain import Chain
-from stillmotion.models.encoder import Encoder
+from stillmotion.models.encoder import Encoder, check_moment_wise
 
 
 class FlowDecoder(nn.Module):
@@ -60,6 +60,7 @@ class Im2Flow(Encoder):
 
     def __init__(self, appearance: Encoder, motion: Encoder, *, num_classes: int, width: int = 32) -> None:
         super().__init__()
+        check_moment_wise(motion)
         name = motion.config.get("name")
         if len(motion.views) != 1 or next(iter(motion.views.values())).kind != "flow":
             raise ValueError(f"im2flow guesses what a network of flow sees; {name} sees something else")

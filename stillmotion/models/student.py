@@ -1,12 +1,13 @@
 """The student of HalluciNet: a backbone, a branch that guesses the teacher's feature, and their fusion."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from stillmotion.models.adapters import ImageEncoder
-from stillmotion.models.encoder import Encoder
+from stillmotion.models.encoder import Encoder, check_moment_wise
 
 Fusion = Literal["concat", "none", "direct"]
 Tap = Literal["embedding", "pool5", "fc7"]
@@ -71,6 +72,7 @@ class HallucinatingStudent(Encoder):
         init_fc6: Literal["imagenet"] | None = None,
     ) -> None:
         super().__init__()
+        check_moment_wise(backbone)
         is_vgg = "/vgg" in backbone.config["name"] and isinstance(backbone, ImageEncoder)
         is_vgg = is_vgg and not isinstance(backbone, VggPool5)
         self.tap: Tap = _resolve_tap(tap, backbone, is_vgg=is_vgg)
@@ -116,12 +118,15 @@ class HallucinatingStudent(Encoder):
         outputs = {**outputs, "hallucinated": hallucinated}
         if self.classifier is None:
             return outputs
+        return {**outputs, "logits": self.classifier(self.class_features(outputs))}
+
+    def class_features(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """What the classes are read from, (B, class_dim), of this network's outputs."""
+        x, hallucinated = outputs["embedding"], outputs["hallucinated"]
         fused = {"none": x, "direct": hallucinated}.get(self.fuse)
         if fused is None:
             fused = torch.cat([x, hallucinated], 1)
-        if self.hidden is not None:
-            fused = self.hidden(fused)
-        return {**outputs, "logits": self.classifier(fused)}
+        return fused if self.hidden is None else self.hidden(fused)
 
     def new_classifier(self, num_classes: int) -> None:
         device = next(self.parameters()).device

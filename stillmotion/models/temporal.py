@@ -1,11 +1,15 @@
-"""Time merged into the batch, (B*T, C, H, W): convolution and pooling over time for networks that are 2D otherwise.
+"""Time merged into the batch, (B*T, C, H, W): convolution, pooling and shift over time for 2D networks.
 
 With `channels_last` maps the steps between space and time are views, so nothing is copied for them.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Shift = Literal["none", "both", "past"]
 
 
 class TemporalConv(nn.Conv2d):
@@ -60,6 +64,37 @@ def halve_time(x: Tensor, num_frames: int) -> tuple[Tensor, int]:
         padded = torch.cat([clips, clips[:, -1:]], 1) if num_frames % 2 else clips
         halved = torch.maximum(padded[:, ::2], padded[:, 1::2])
     return halved.flatten(0, 1), (num_frames + 1) // 2
+
+
+def shift_moments(x: Tensor, num_moments: int, num_crops: int, num_channels: int, shift: Shift) -> Tensor:
+    """Channels of the moments beside, in the place of a moment's own (TSM, Lin et al., arXiv:1811.08383, Fig. 1).
+
+    Args:
+        x: (B * num_moments * num_crops, C, H, W), moment by moment, crop by crop.
+        num_moments: N.
+        num_crops: Of every moment, each shifted by itself.
+        num_channels: So many first channels come from the next moment and so many following ones from the previous
+            (`both`), or so many first ones from the previous (`past`). There are zeros at the ends.
+        shift: `none` gives x.
+
+    Returns:
+        As x.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]).reshape(2, 3, 1, 1)
+        >>> shift_moments(x, 2, 1, 1, "both").reshape(2, 3).tolist()
+        [[4.0, 0.0, 3.0], [0.0, 2.0, 6.0]]
+    """
+    if shift == "none" or not num_channels:
+        return x
+    moments = x.reshape(-1, num_moments, num_crops, *x.shape[1:])
+    moved = []
+    if shift == "both":
+        next_one, moments = moments[:, :, :, :num_channels], moments[:, :, :, num_channels:]
+        moved = [torch.cat([next_one[:, 1:], torch.zeros_like(next_one[:, :1])], 1)]
+    previous, rest = moments[:, :, :, :num_channels], moments[:, :, :, num_channels:]
+    moved += [torch.cat([torch.zeros_like(previous[:, :1]), previous[:, :-1]], 1), rest]
+    return torch.cat(moved, 3).reshape(x.shape)
 
 
 def split_time(x: Tensor, num_clips: int) -> Tensor:

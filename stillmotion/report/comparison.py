@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 
 from stillmotion.plan import Plan
 from stillmotion.report.plots import plot_confusion, plot_curves, plot_series
+from stillmotion.report.stages import stage_rows, stages_section
 from stillmotion.results import (
     COST_HEADS,
     Row,
@@ -138,6 +139,9 @@ def write_comparison(plan: Plan, found: Found, failed: Mapping[str, str]) -> lis
         "incomplete": found.incomplete,
         "settings": _settings(plan),
     }  # fmt: skip
+    stages = stage_rows(plan)
+    if stages:
+        extra["stages"] = stages
     pictures = _pictures(plan, tally, rows)
     _write_arrays(plan.output / "predictions.npz", tally)
     write_atomic(plan.output / "differences.json", json.dumps(differences, indent=2) + "\n")
@@ -145,7 +149,7 @@ def write_comparison(plan: Plan, found: Found, failed: Mapping[str, str]) -> lis
     sections = [_protocol(plan, tally), _per_class_table(classes)]
     if differences:
         sections.insert(1, "\n".join(["## Paired differences", "", *difference_lines(differences)]))
-    sections += [_problems(plan, tally, found, failed), pictures]
+    sections += [stages_section(plan, stages), _problems(plan, tally, found, failed), pictures]
     write_results(plan.output, rows, extra=extra, sections=[s for s in sections if s])
     return rows
 
@@ -268,6 +272,7 @@ def _pictures(plan: Plan, tally: Tally, rows: Sequence[Row]) -> str:
                 f"{100 * f:g}": _point(by_name[label_of(row, f)], MAIN) for f in shares if label_of(row, f) in by_name
             }
             for row in plan.rows
+            if row not in plan.stages
         }
         plot_series(lines, plan.output / "labels.png", xlabel="share of labels (%)", ylabel="top1 (%)")
         shown.append("![labels](labels.png)")

@@ -159,3 +159,73 @@ def test_rate_needs_the_rate_of_the_video() -> None:
 def test_data_modules_of_the_runtime_import_no_torch() -> None:
     code = "import sys, stillmotion.data.source, stillmotion.data.store; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+OFFICIAL = View(moment="spaced", num_moments=6, spacing=16, lead=103, jitter=3, outside=True)
+
+
+def spaced(view: View, n: int, around: tuple[int, int], draw: Draw = NO_DRAW) -> list[list[int]]:
+    return frame_indices(view, n, None, draw, around=around).tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("n", "start"),
+    [
+        (54, -49),  # shorter than the window: 49 frames of the board before the dive
+        (103, 0),
+        (273, 170),
+    ],
+)
+def test_official_window_of_mtl_aqa(n: int, start: int) -> None:
+    """103 frames before the dive's end, and every 16th from there; a dive of n frames, 200 before it and 300 behind."""
+    moments = [start + 16 * k for k in range(6)]
+    assert spaced(OFFICIAL, n, (200, 300)) == [[i] for i in moments]
+    # (2 * 3 + 1) * 0.0 = 0 -> -3; 3.5 -> 0; 6.99 -> 3
+    for time, shift in ((0.0, -3), (0.5, 0), (0.999, 3)):
+        assert spaced(OFFICIAL, n, (200, 300), Draw(time=time)) == [[i + shift] for i in moments]
+    clips = spaced(replace(OFFICIAL, num_frames=16), n, (200, 300), Draw(time=0.999))
+    assert clips == [list(range(i + 3, i + 19)) for i in moments], "the teacher's clips start at the student's frames"
+
+
+def test_every_jitter_is_drawn_alike() -> None:
+    shifts = [spaced(OFFICIAL, 103, (9, 9), Draw.of(0, str(k), 0, Augment()))[0][0] for k in range(7000)]
+    assert {shift: 900 < shifts.count(shift) < 1100 for shift in sorted(set(shifts))} == dict.fromkeys(
+        range(-3, 4), True
+    )
+
+
+def test_window_at_the_ends_of_video_and_sample() -> None:
+    # 40 frames of video before the dive: its first frame -40 stands for -49.
+    assert spaced(OFFICIAL, 54, (40, 0)) == [[-40], [-33], [-17], [-1], [15], [31]]
+    # The sample alone: its first frame stands for the moments before it.
+    assert spaced(replace(OFFICIAL, outside=False), 54, (40, 9)) == [[0], [0], [0], [0], [15], [31]]
+    clips = spaced(replace(OFFICIAL, num_frames=16, jitter=0), 54, (200, 2))
+    assert clips[-1] == [*range(31, 47)]
+    annotated = View(moment="spaced", num_moments=6, spacing=16)
+    assert spaced(annotated, 54, (200, 300)) == [[0], [16], [32], [48], [53], [53]], "the last frame is repeated"
+    assert spaced(replace(annotated, outside=True, num_frames=2), 54, (7, 12))[4:] == [[64, 65], [65, 65]]
+    assert spaced(replace(annotated, num_frames=3, end="shift"), 54, (0, 0))[3:] == [
+        [48, 49, 50],
+        [51, 52, 53],
+        [51, 52, 53],
+    ]
+    assert spaced(OFFICIAL, 1, (0, 0)) == [[0]] * 6
+    flow = replace(annotated, kind="flow", num_frames=1, flow=FlowConfig(step=2), outside=True)
+    assert spaced(flow, 54, (3, 1))[2:5] == [[32, 34], [48, 50], [52, 54]]
+    assert spaced(replace(flow, lead=55), 54, (3, 1))[0] == [-1, 1]
+
+
+def test_dense_and_slower_moments() -> None:
+    assert spaced(View(moment="spaced", num_moments=4), 9, (0, 0)) == [[0], [1], [2], [3]]
+    # 50 fps, counted at 25: spacing 32, lead 206 frames of the video.
+    view = replace(OFFICIAL, fps=25.0)
+    assert frame_indices(view, 206, 50.0, NO_DRAW).tolist() == [[32 * k] for k in range(6)]
+    assert frame_indices(view, 206, 50.0, Draw(time=0.999)).tolist() == [[32 * k + 6] for k in range(6)]
+    with pytest.raises(ValueError, match="no frame rate"):
+        frame_indices(view, 206, None, NO_DRAW)
+
+
+def test_moments_of_other_kinds_may_lie_outside_too() -> None:
+    view = View(num_frames=6, outside=True)
+    assert spaced(view, 6, (0, 1)) == [[3, 4, 5, 6, 6, 6]]
+    assert spaced(replace(view, clip="end"), 6, (1, 0)) == [[-1, -1, 0, 1, 2, 3]]
