@@ -9,7 +9,7 @@ from typing import Any
 from stillmotion.config import DataConfig, ModelConfig, OptimConfig, RowConfig, TrainerConfig
 from stillmotion.data.table import Table, TableError
 from stillmotion.tally import kind_of
-from stillmotion.tasks import TASKS, split_target
+from stillmotion.tasks import metrics_of, split_targets
 from stillmotion.trials import Fold, Trial
 
 ROW = "row:"
@@ -36,6 +36,11 @@ class Plan:
     probe: ModelConfig | None
     workers: int
     root: str | None
+
+    @property
+    def main(self) -> str:
+        """The main metric, which is also the name of the view of the training."""
+        return metrics_of(self.data.targets)[0]
 
     def trials(self) -> list[Trial]:
         """All trainings, row by row."""
@@ -89,7 +94,7 @@ def check(plan: Plan) -> None:
     _check_baselines(plan)
     if unknown := [r for r in plan.references if r not in names]:
         raise ValueError(f"reference {unknown[0]!r} is no row; rows: {', '.join(names)}")
-    kinds = TASKS[split_target(plan.data.target)[1]].metric_kinds
+    kinds = metrics_of(plan.data.targets)
     for metric in [*plan.evaluate, *plan.subsets]:
         kind_of(metric, kinds)
     for metric, wanted in plan.subsets.items():
@@ -105,9 +110,9 @@ def _check_baselines(plan: Plan) -> None:
 
     if unknown := [n for n in plan.baselines if n not in BASELINES]:
         raise ValueError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
-    column, kind = split_target(plan.data.target)
-    if plan.baselines and not TASKS[kind].exclusive:
-        raise ValueError(f"baselines tell one class a sample, column {column!r} has several; leave baselines out")
+    several = [column for column, kind in split_targets(plan.data.targets) if kind == "multilabel"]
+    if plan.baselines and several:
+        raise ValueError(f"baselines tell one class a sample, column {several[0]!r} has several; leave baselines out")
     if "frame_linear" in plan.baselines and plan.probe is None:
         raise ValueError("the baseline frame_linear needs probe, its frozen network: name and weights")
 
