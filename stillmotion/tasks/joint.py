@@ -73,7 +73,7 @@ class Joint(Task):
 
     def _each(self, logits: Any, targets: Any) -> list[tuple[Task, Any, Any]]:
         """The parts with their logits (..., K') and targets (S, ...), arrays or tensors."""
-        own = [targets[:, place] if len(targets) else targets for place in self._places]
+        own = [targets[:, place] if targets.ndim > 1 else targets for place in self._places]
         found = []
         for (place, task), column in zip(self.parts, own, strict=True):
             column = column if task.target_shape or column.ndim < 2 else column[:, 0]
