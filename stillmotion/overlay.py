@@ -113,7 +113,9 @@ def draw_overlay(
             draw.text((pad, top - pad // 2), _fitting(name, room - 2 * pad, draw, font), fill=WHITE, font=font)
             continue
         bar = (room - 2 * pad) * probability
-        draw.rectangle((pad, top + text + pad // 2, pad + bar, top + line - pad // 2), fill=ACCENT if named or i == 0 else DIM)
+        draw.rectangle(
+            (pad, top + text + pad // 2, pad + bar, top + line - pad // 2), fill=ACCENT if named or i == 0 else DIM
+        )
         percent = f"{100 * probability:.0f} %"
         end = room - pad - draw.textlength(percent, font=font)
         draw.text((pad, top - pad // 2), _fitting(name, end - 2 * pad, draw, font), fill=WHITE, font=font)

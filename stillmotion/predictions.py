@@ -135,11 +135,12 @@ def collect(
 
 
 def write_predictions(folder: Path, predictions: Predictions, task: Task) -> None:
-    """Writes `predictions.csv`, `task.json` and what shows them best.
+    """Writes `predictions.csv` and what shows it best.
 
     Of one class a sample `per_class.csv`, `confusion.json` and `confusion.png`, of several classes a sample
     `per_class.csv` with their average precision, of a score `scores.png`. Of several targets these carry the column in
     their name (`confusion.COLUMN.png`), and `predictions.csv` has each column by itself (`COLUMN`, `COLUMN_predicted`).
+    Where the logits are not those of one column of classes, `task.json` says what they are.
 
     Args:
         folder: Exists.
@@ -160,7 +161,8 @@ def write_predictions(folder: Path, predictions: Predictions, task: Task) -> Non
         best = said[0].labels[0][0] if task.class_names else task.describe(logits)
         rows.append([name, group or "", task.text(p.targets[i]), best, *each, numbers])
     write_atomic(folder / FILE, csv_text([*head, "logits"], rows))
-    write_atomic(folder / TASK_FILE, json.dumps(task.to_dict(), ensure_ascii=False) + "\n")
+    if not task.class_names:
+        write_atomic(folder / TASK_FILE, json.dumps(task.to_dict(), ensure_ascii=False) + "\n")
     for part, logits, targets in parts:
         _write_part(folder, part, logits, targets, f".{part.target}" if several else "")
 
@@ -200,7 +202,7 @@ def read_predictions(folder: Path) -> tuple[Task, dict[str, NDArray[np.float32]]
     try:
         if (folder / TASK_FILE).exists():
             task = task_from_dict(json.loads((folder / TASK_FILE).read_text(encoding="utf-8")))
-        else:  # written before there were several targets
+        else:  # of one column of classes
             with (folder / "per_class.csv").open(newline="", encoding="utf-8") as file:
                 task = Classification(tuple(row["class"] for row in csv.DictReader(file)))
         with (folder / FILE).open(newline="", encoding="utf-8") as file:
