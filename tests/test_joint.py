@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 
 from stillmotion.__main__ import _expand, main
 from stillmotion.baselines import run_baseline
+from stillmotion.compare import compare
 from stillmotion.config import DataConfig, ScoreConfig
 from stillmotion.data.split import drop_labels, hold_out
 from stillmotion.data.table import Sample, Table, TableError
@@ -459,6 +460,24 @@ def test_a_score_alone_without_a_ranking(write: Write, tmp_path: Path) -> None:
     )
     (line,) = (tmp_path / "p.jsonl").read_text().splitlines()
     assert 0.0 <= json.loads(line)["targets"]["points"]["value"] <= 7.0
+
+
+def test_folds_are_joined_in_units_of_the_table(write: Write, tmp_path: Path) -> None:
+    """Each fold scales scores by its own training samples; the mean that `majority` guesses is that of the others."""
+    table, out = write(split=lambda k: ""), tmp_path / "out"
+    data = DataConfig(targets=["colour", "points:score"], workers=0)
+    assert compare(table, output=out, rows={}, baselines=["majority"], seeds=[0], splits="folds:3", data=data) == 0
+    (row,) = read_results(out)
+    with np.load(out / "predictions.npz") as found:
+        ids, guesses, targets = found["ids"], found["majority/joint"][0, :, 2], found["targets"][:, 1]
+    points = {f"{k}.mp4": 10.0 + 7 * (k % 5) for k in range(12)}
+    folds = [np.load(path)["ids"] for path in sorted((out / "baselines" / "majority").glob("*.npz"))]
+    assert len(folds) == 3
+    means = {name: np.mean([p for other, p in points.items() if other not in fold]) for fold in folds for name in fold}
+    assert guesses.tolist() == pytest.approx([means[name] for name in ids], rel=1e-5)
+    error = np.mean([(means[name] - points[name]) ** 2 for name in points])
+    assert row["metrics"]["mse.points"]["mean"] == pytest.approx(error, rel=1e-4)
+    assert targets.tolist() == [points[name] for name in ids]
 
 
 WRONG: dict[str, tuple[dict[int, dict[str, str]], dict[str, Callable[[int], str]], list[str], str]] = {
