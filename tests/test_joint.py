@@ -16,10 +16,9 @@ from scipy.stats import spearmanr
 
 from stillmotion.__main__ import _expand, main
 from stillmotion.baselines import run_baseline
-from stillmotion.compare import compare
 from stillmotion.config import DataConfig, ScoreConfig
 from stillmotion.data.split import drop_labels, hold_out
-from stillmotion.data.table import Sample, Table, TableError
+from stillmotion.data.table import Sample, Table, TableError, read_table
 from stillmotion.late_fusion import evaluate_fused
 from stillmotion.methods.logits import distillation_loss, task_distillation
 from stillmotion.overlay import draw_overlay
@@ -27,7 +26,7 @@ from stillmotion.predict import Prediction
 from stillmotion.predictions import Predictions, read_predictions, write_predictions
 from stillmotion.results import paired_spearman, read_results
 from stillmotion.run import Run
-from stillmotion.tally import Entry, Tally, kind_of
+from stillmotion.tally import Entry, Tally, kind_of, load_views
 from stillmotion.tasks import (
     Classification,
     Joint,
@@ -39,6 +38,7 @@ from stillmotion.tasks import (
     task_from_dict,
     task_of,
 )
+from stillmotion.trials import make_folds, run_baseline_fold
 from tests.conftest import MakeVideo
 
 SCORE = Score("points", low=0.0, high=20.0, offset=10.0, scale=4.0)
@@ -464,20 +464,21 @@ def test_a_score_alone_without_a_ranking(write: Write, tmp_path: Path) -> None:
 
 def test_folds_are_joined_in_units_of_the_table(write: Write, tmp_path: Path) -> None:
     """Each fold scales scores by its own training samples; the mean that `majority` guesses is that of the others."""
-    table, out = write(split=lambda k: ""), tmp_path / "out"
     data = DataConfig(targets=["colour", "points:score"], workers=0)
-    assert compare(table, output=out, rows={}, baselines=["majority"], seeds=[0], splits="folds:3", data=data) == 0
-    (row,) = read_results(out)
-    with np.load(out / "predictions.npz") as found:
-        ids, guesses, targets = found["ids"], found["majority/joint"][0, :, 2], found["targets"][:, 1]
-    points = {f"{k}.mp4": 10.0 + 7 * (k % 5) for k in range(12)}
-    folds = [np.load(path)["ids"] for path in sorted((out / "baselines" / "majority").glob("*.npz"))]
-    assert len(folds) == 3
-    means = {name: np.mean([p for other, p in points.items() if other not in fold]) for fold in folds for name in fold}
-    assert guesses.tolist() == pytest.approx([means[name] for name in ids], rel=1e-5)
+    table = read_table(write(split=lambda k: ""))
+    folds = make_folds(table, "folds:3", data)
+    points = {s.id: float(s.targets["points"]) for s in table}
+    means, logits = {}, {}
+    for fold in folds:
+        path = tmp_path / f"{fold.name}.npz"
+        run_baseline_fold("majority", fold, path, None, tmp_path / "cache", 0)
+        means |= {s.id: np.mean([float(t.targets["points"]) for t in fold.table.select("train")]) for s in fold.test}
+        logits |= load_views({"joint": path})["joint"]
+    task = task_of(folds[0].table, folds[0].data).unscaled()
+    tally = Tally([Entry("majority", ("joint",), {0: {"joint": logits}})], list(table), task, {})
     error = np.mean([(means[name] - points[name]) ** 2 for name in points])
-    assert row["metrics"]["mse.points"]["mean"] == pytest.approx(error, rel=1e-4)
-    assert targets.tolist() == [points[name] for name in ids]
+    assert tally.rows()[0]["metrics"]["mse.points"]["mean"] == pytest.approx(error, rel=1e-4)
+    assert {name: row[2] for name, row in logits.items()} == pytest.approx(means, rel=1e-5)
 
 
 WRONG: dict[str, tuple[dict[int, dict[str, str]], dict[str, Callable[[int], str]], list[str], str]] = {
