@@ -40,8 +40,10 @@ COMMANDS: dict[str, Any] = {
 }  # fmt: skip
 # Commands with a list at the end of their positional arguments, and how many stand before it.
 LISTS = {"predict": 1, "benchmark": 0}
-MANY = "--fuse"
-"""Takes all that follows up to the next option."""
+MANY = ("--fuse", "--targets", "--data.targets")
+"""Take all that follows up to the next option."""
+TRAINS = ("train", "compare", "extract")
+"""Commands whose `--targets` is short for `--data.targets`."""
 # `--student X` is short for `--student.name X`; the teacher of `evaluate` and the method of `flow` are but names.
 NAMED = ("--student", "--teacher", "--method", "--probe")
 
@@ -59,9 +61,9 @@ def _expand(arguments: Sequence[str]) -> list[str]:
     """Writes out what is shorter to type than jsonargparse takes it.
 
     `--student timm/resnet18` -> `--student.name timm/resnet18` (a YAML or JSON file or text stays as it is);
-    `predict MODEL a.mp4 b.mp4` -> `predict MODEL ["a.mp4", "b.mp4"]`, likewise `--fuse A B`; `data fetch-list SET` ->
-    `--name SET`. `--config FILE` moves to the front, so that whatever stands on the command line wins over the file, on
-    either side of it.
+    `predict MODEL a.mp4 b.mp4` -> `predict MODEL ["a.mp4", "b.mp4"]`, likewise `--fuse A B`; `--targets A B` ->
+    `--data.targets ["A", "B"]` where something is trained; `data fetch-list SET` -> `--name SET`. `--config FILE` moves
+    to the front, so that whatever stands on the command line wins over the file, on either side of it.
     """
     result = list(arguments)
     if "--config" in result[1:-1]:
@@ -72,11 +74,14 @@ def _expand(arguments: Sequence[str]) -> list[str]:
         result.insert(2, "--name")
     if result and result[0] in LISTS:
         result = [result[0], *_join(result[1:], LISTS[result[0]])]
-    if MANY in result[:-1]:
-        at = result.index(MANY) + 1
-        end = next((i for i in range(at, len(result)) if result[i].startswith("-")), len(result))
-        if not result[at].startswith("["):
-            result[at:end] = [json.dumps(result[at:end])]
+    for option in MANY:
+        if option in result[:-1]:
+            at = result.index(option) + 1
+            end = next((i for i in range(at, len(result)) if result[i].startswith("-")), len(result))
+            if not result[at].startswith("["):
+                result[at:end] = [json.dumps(result[at:end])]
+    if result and result[0] in TRAINS:
+        result = [a.replace("--targets", "--data.targets", 1) if a.startswith("--targets") else a for a in result]
     for i, argument in enumerate(result):
         option, equals, value = argument.partition("=")
         if option not in NAMED or result[0] in ("evaluate", "flow"):

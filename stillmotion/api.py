@@ -53,10 +53,11 @@ def train(
 ) -> "Run":
     """Trains a student, alone or from a teacher, and writes a run folder.
 
-    The same command goes on where it was stopped (Ctrl-C, a crash, SIGKILL) and ends with the same weights.
+    The same command goes on where it was stopped (Ctrl-C, a crash, SIGKILL) and ends with the same weights. It learns
+    column `label`, or `--targets COLUMN COLUMN:multilabel COLUMN:score ...`: any columns, a head for each.
 
     Args:
-        table: CSV or Parquet table (path, label, split, group, ...), or a folder of class folders.
+        table: CSV or Parquet table (path, label or other targets, split, group, ...), or a folder of class folders.
         output: Run folder.
         student: The network that is trained and delivered.
         method: How it is trained.
@@ -101,7 +102,7 @@ def evaluate(
     view: dict[str, Any] = {},
     output: str | None = None,
     train_split: str = "train",
-    target: str | None = None,
+    targets: list[str] = [],
     short_side: int | None = None,
     packed: str | None = None,
     flow: str | None = None,
@@ -132,8 +133,8 @@ def evaluate(
         output: Folder for results.json (and CSV, Markdown, PNG), predictions.csv, per_class.csv, the confusion matrix
             and broken.csv; the teacher's in `teacher/`. Default: print only.
         train_split: Training samples, whose mean features R2 is measured against.
-        target: Column of the class, if it is another one than in training; `labels:multilabel` if it may hold several
-            (`run|jump`): top1 and top5 are then Hit@1 and Hit@5.
+        targets: Columns that hold the truth, if they are others than in training; `labels:multilabel` if one may hold
+            several classes (`run|jump`): top1 and top5 are then Hit@1 and Hit@5.
         short_side: As in training unless given here.
         packed: Frame store to read from.
         flow: Flow store that views of flow read from.
@@ -155,7 +156,7 @@ def evaluate(
         "pooling": pooling,
         "view": view,
         "output": output,
-        "target": target,
+        "targets": targets,
         "short_side": short_side,
         "packed": packed,
         "flow": flow,
@@ -210,8 +211,9 @@ def compare(
         seeds: Of the trainings.
         splits: `column` (the table's own), `folds:K` or `leave-one-group-out` (over the groups of the training split),
             `column:NAME` (a column with fold numbers). Folds are pooled before a metric is taken.
-        evaluate: Further views of the test videos, by name of the metric: `{"top1_first": {"moment": "first"}}`. `top1`
-            is the view of the training unless given here.
+        evaluate: Further views of the test videos, by name of the metric: `{"top1_first": {"moment": "first"}}`. The
+            main metric alone (`top1`; `spearman` of a score, `joint` of several targets) is the view of the training
+            unless given here.
         subsets: Test samples with these column values, by name of the metric:
             `{"top1_no_shortcut": {"backdrop": "plain"}}`.
         label_fractions: Shares of labels; a share below 1 makes rows `NAME@10%`, in which also a teacher `row:NAME` saw

@@ -25,7 +25,7 @@ from stillmotion.baseline_features import (
 )
 from stillmotion.config import ModelConfig
 from stillmotion.data.table import Table, TableError
-from stillmotion.tasks import UNLABELLED, Task
+from stillmotion.tasks import Score, Targets, Task
 
 LARGE = 1000
 """Training samples above which fewer settings are tried, in fewer folds."""
@@ -37,8 +37,8 @@ class BaselineResult:
 
     Args:
         ids, groups: Of the samples.
-        logits: Scores (S, num_classes); the largest is the prediction.
-        targets: Class indices (S,), `UNLABELLED` without a label.
+        logits: Of the task, (S, num_outputs); of classes the largest is the prediction.
+        targets: As the task encodes them, (S, ...).
         cost: `params`, `gmacs`, `ms_per_video`, `frames`; None where it is not known.
         errors: Reason by id of samples that could not be read, of both splits.
         chosen: Settings that cross-validation chose, for people.
@@ -47,7 +47,7 @@ class BaselineResult:
     ids: list[str]
     groups: list[str | None]
     logits: Floats
-    targets: NDArray[np.int64]
+    targets: Targets
     cost: Cost
     errors: dict[str, str] = field(default_factory=dict)
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +70,7 @@ def run_baseline(
         name: One of `BASELINES`.
         train: Samples to learn from; those without a label are passed over.
         test: Samples to predict.
-        task: Its classes.
+        task: Its classes and scores; of several columns each is learned by itself.
         model: Frozen network of `frame_linear`, with its weights.
         cache: Folder that keeps features by file and settings, so that further folds do not compute them again.
         seed: Of the folds in which settings are chosen.
@@ -85,12 +85,8 @@ def run_baseline(
 
 
 def majority(work: Work) -> BaselineResult:
-    """the most frequent class of the training samples, whatever the video"""
-    targets = work.task.encode_all(work.train)
-    counts = np.bincount(targets[targets != UNLABELLED], minlength=work.task.num_outputs)
-    if not counts.sum():
-        raise TableError(f"{work.train.source}: no training sample has a value in column `{work.task.target}`")
-    row = np.log((counts + 1e-3) / counts.sum()).astype(np.float32)
+    """the most frequent class of the training samples, or the mean of their scores, whatever the video"""
+    row = np.concatenate([_most_frequent(work.train, part) for _, part in work.task.parts])
     cost: Cost = {"params": 0, "gmacs": 0.0, "ms_per_video": 0.0, "frames": 0}
     return BaselineResult(
         ids=[s.id for s in work.test],
@@ -101,15 +97,27 @@ def majority(work: Work) -> BaselineResult:
     )
 
 
+def _most_frequent(train: Table, task: Task) -> Floats:
+    """Logits (K,) of one column."""
+    targets = task.encode_all(train)
+    targets = targets[task.labelled(targets)]
+    if not len(targets):
+        raise TableError(f"{train.source}: no training sample has a value in column `{task.target}`")
+    if isinstance(task, Score):
+        return np.asarray(task.logits_of(targets.mean(keepdims=True))[0])
+    counts = np.bincount(targets, minlength=task.num_outputs)
+    return np.asarray(np.log((counts + 1e-3) / counts.sum()), np.float32)
+
+
 def crop_size(work: Work) -> BaselineResult:
     """width and height of the video, without looking into it"""
     cost: Cost = {"gmacs": 0.0, "ms_per_video": milliseconds(read_crop_size, work.test), "frames": 0}
     found, errors = read_features(work, "crop_size", read_crop_size)
-    return _classify(work, found, errors, {}, _svms(work), cost)
+    return _learn(work, found, errors, {}, _svms(work), cost)
 
 
 def frame_linear(work: Work) -> BaselineResult:
-    """a frozen network's embedding of the centre frame (or of what its view sees) and a linear classifier"""
+    """a frozen network's embedding of the centre frame (or of what its view sees), a linear model"""
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
@@ -118,11 +126,11 @@ def frame_linear(work: Work) -> BaselineResult:
         {"classify": [LogisticRegression(max_iter=1000)], "classify__C": [1e-3, 1e-2, 1e-1]},
         {"classify": [LinearSVC(random_state=work.seed)], "classify__C": [3e-4, 3e-3, 3e-2]},
     ]
-    return _classify(work, found, errors, {}, probes, cost)
+    return _learn(work, found, errors, {}, probes, cost)
 
 
 def flow_histogram(work: Work) -> BaselineResult:
-    """histograms of optical flow by place, direction, speed and time, and a linear or RBF classifier"""
+    """histograms of optical flow by place, direction, speed and time, a linear or RBF model"""
     from sklearn.preprocessing import FunctionTransformer
 
     from stillmotion import flow_histogram as flow
@@ -135,8 +143,7 @@ def flow_histogram(work: Work) -> BaselineResult:
     found, errors = read_features(work, "flow_histogram", flow.read_flow_histogram)
     pools = [{"segments": s, "speeds": v} for s in (1, 2, 3) for v in ("both", "sum", "fast")]
     steps = {"pool": FunctionTransformer(flow.pool_histogram)}
-    grid = [{"pool__kw_args": pools, **clf} for clf in _svms(work)]
-    return _classify(work, found, errors, steps, grid, cost)
+    return _learn(work, found, errors, steps, _svms(work), cost, {"pool__kw_args": pools})
 
 
 BASELINES: dict[str, Callable[[Work], BaselineResult]] = {
@@ -156,49 +163,94 @@ def _svms(work: Work) -> list[dict[str, Any]]:
     return [linear] if len(work.train) > 10 * LARGE else [curved, linear]
 
 
-def _classify(
+def _learn(
     work: Work,
     found: Mapping[str, Floats],
     errors: dict[str, str],
     steps: Mapping[str, Any],
     grid: Sequence[Mapping[str, Any]],
     cost: Cost,
+    settings: Mapping[str, Any] | None = None,
 ) -> BaselineResult:
-    """Chooses a setting of the grid over training groups, fits it to all training samples, scores the test samples."""
+    """Fits every column by itself, classes with the classifiers of the grid, scores by ridge regression.
+
+    `settings` of the steps are tried with each.
+    """
+    from sklearn.linear_model import Ridge
+
+    tested = [s for s in work.test if s.id in found]
+    several = len(work.task.parts) > 1
+    logits: list[Floats] = []
+    chosen: dict[str, Any] = {}
+    params = cost.get("params") or 0
+    for _, part in work.task.parts:
+        ridge = [{"classify": [Ridge()], "classify__alpha": [1.0, 10.0, 100.0, 1e3, 1e4]}]
+        tried = [{**(settings or {}), **g} for g in (ridge if isinstance(part, Score) else grid)]
+        search, x_test = _search(work, part, found, errors, steps, tried)
+        fitted = search.best_estimator_
+        if isinstance(part, Score):
+            logits.append(part.logits_of(fitted.predict(x_test)))
+        else:
+            logits.append(decision_scores(fitted, x_test, part.num_outputs))
+        params += _num_params(fitted["classify"])
+        measure = "negative_mse_in_folds" if isinstance(part, Score) else "accuracy_in_folds"
+        best: dict[str, Any] = {name: str(value) for name, value in search.best_params_.items()}
+        best[measure] = round(float(search.best_score_), 4)
+        chosen |= {part.target: best} if several else best
+    return BaselineResult(
+        ids=[s.id for s in tested],
+        groups=[s.group for s in tested],
+        logits=np.concatenate(logits, 1),
+        targets=work.task.encode_all(tested),
+        cost={"params": params, **_without_params(cost)},
+        errors=errors,
+        chosen=chosen,
+    )
+
+
+def _search(
+    work: Work,
+    task: Task,
+    found: Mapping[str, Floats],
+    errors: dict[str, str],
+    steps: Mapping[str, Any],
+    grid: Sequence[Mapping[str, Any]],
+) -> tuple[Any, Floats]:
+    """Chooses a setting of the grid over training groups, fits it to all training samples of one column.
+
+    Returns:
+        The fitted search, and the features of the test samples.
+    """
     from sklearn import config_context
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
-    known = [s for s in work.train if s.id in found and work.task.has_label(s)]
+    known = [s for s in work.train if s.id in found and task.has_label(s)]
     tested = [s for s in work.test if s.id in found]
-    y = work.task.encode_all(known)
+    y = task.encode_all(known)
+    scored = isinstance(task, Score)
     for table, number in ((work.train, len(set(y.tolist())) - 1), (work.test, len(tested))):
         if number < 1:
             first = f"; the first that cannot be read: {next(iter(errors.values()))}" if errors else ""
-            what = "samples of two classes to train on" if table is work.train else "sample to predict"
-            raise ValueError(f"{table.source}: no {what}{first}")
+            what = f"samples of two {'scores' if scored else 'classes'} to train on"
+            raise ValueError(f"{table.source}: no {what if table is work.train else 'sample to predict'}{first}")
     x, x_test = (np.stack([found[s.id].ravel() for s in samples]) for samples in (known, tested))
     pipeline = Pipeline([*steps.items(), ("scale", StandardScaler()), ("classify", None)])
-    folds = _folds(y, [s.group or s.id for s in known], work.seed)
+    # A score counts as one class: its folds are over groups, with nothing to balance.
+    folds = _folds(np.zeros(len(y), np.int64) if scored else y, [s.group or s.id for s in known], work.seed)
     search = GridSearchCV(
-        pipeline, list(grid), scoring="accuracy", cv=folds, n_jobs=max(1, work.workers) if len(y) > LARGE else 1
+        pipeline,
+        list(grid),
+        scoring="neg_mean_squared_error" if scored else "accuracy",
+        cv=folds,
+        n_jobs=max(1, work.workers) if len(y) > LARGE else 1,
     )
     # Thousands of small fits: checking their arguments would take longer than they do.
     with warnings.catch_warnings(), config_context(skip_parameter_validation=True, assume_finite=True):
         warnings.simplefilter("ignore")  # of folds that lack a class, and of slow convergence at a poor setting
         search.fit(x, y)
-    fitted = search.best_estimator_
-    chosen = {name: str(value) for name, value in search.best_params_.items()}
-    return BaselineResult(
-        ids=[s.id for s in tested],
-        groups=[s.group for s in tested],
-        logits=decision_scores(fitted, x_test, work.task.num_outputs),
-        targets=work.task.encode_all(tested),
-        cost={"params": (cost.get("params") or 0) + _num_params(fitted["classify"]), **_without_params(cost)},
-        errors=errors,
-        chosen={**chosen, "accuracy_in_folds": round(float(search.best_score_), 4)},
-    )
+    return search, x_test
 
 
 def _folds(y: NDArray[np.int64], groups: Sequence[str], seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -216,7 +268,8 @@ def _folds(y: NDArray[np.int64], groups: Sequence[str], seed: int) -> list[tuple
         warnings.simplefilter("ignore")  # of classes with fewer samples than folds
         for repeat in range(repeats if number > 1 else 0):
             splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed + repeat)
-            folds += [(a, b) for a, b in splitter.split(y, y, names) if len(b) and len(set(y[a].tolist())) > 1]
+            least = min(2, len(set(y.tolist())))
+            folds += [(a, b) for a, b in splitter.split(y, y, names) if len(b) and len(set(y[a].tolist())) >= least]
     if not folds:
         raise ValueError(f"{len(set(names))} training groups: each class stands in one alone; more groups are needed")
     return folds

@@ -174,7 +174,9 @@ class ProgressBar(Callback):
 
     def _news(self, engine: Engine) -> str:
         parts = [f"loss {float(engine.last['loss']):.3g}"] if "loss" in engine.last else []
-        parts += [f"{k} {v:.3f}" for k, v in (engine.history[-1].items() if engine.history else ()) if "top1" in k]
+        task = engine.method.task
+        shown = (f"val_{task.metric_kinds[0]}", "top1", "correct", "mae")
+        parts += [f"{k} {v:.3f}" for k, v in (engine.history[-1].items() if engine.history else ()) if k in shown]
         return "  ".join(parts)
 
 

@@ -16,7 +16,7 @@ from stillmotion.config import DataConfig, ModelConfig, OptimConfig, RowConfig, 
 from stillmotion.data.table import Table, read_table
 from stillmotion.jobs import Job, run_jobs
 from stillmotion.plan import Plan, check, read_stages, sources_of
-from stillmotion.tally import MAIN
+from stillmotion.tasks import metrics_of
 from stillmotion.trials import (
     COLUMN,
     Fold,
@@ -66,7 +66,8 @@ def compare(
         splits: `column` (the table's own), `folds:K` or `leave-one-group-out` (over the groups of the training split),
             `column:NAME` (a column with fold numbers). Folds are pooled before a metric is taken.
         evaluate: Further views of the test videos, by name of the metric: `{"top1_first": {"moment": "first"}}`.
-            `top1` is the view of the training unless given here.
+            The main metric alone (`top1`; `spearman` of a score, `joint` of several targets) is the view of the
+            training unless given here.
         subsets: Test samples with these column values, by name of the metric:
             `{"top1_no_shortcut": {"backdrop": "plain"}}`.
         label_fractions: Shares of labels; a share below 1 makes rows `NAME@10%`, in which also a teacher `row:NAME`
@@ -94,7 +95,7 @@ def compare(
         folds=make_folds(read, splits, data),
         splits=splits,
         fractions=label_fractions,
-        evaluate={MAIN: {}, **(evaluate or {})},
+        evaluate={metrics_of(data.targets)[0]: {}, **(evaluate or {})},
         subsets=subsets or {},
         references=[reference] if isinstance(reference, str) else list(reference or ()),
         data=data,

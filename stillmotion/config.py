@@ -8,6 +8,7 @@ from stillmotion.view import Augment
 
 Optimiser = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "step", "cosine", "plateau"]
+Criterion = Literal["mse", "mse_l1", "usdl"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +51,44 @@ class MethodConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """How the scores among the targets are learned.
+
+    Args:
+        loss: mse; mse_l1 (mean squared and mean absolute error, as MTL-AQA's code); usdl (a distribution over bins).
+        offset, scale: The network learns (score - offset) / scale. Default: mean and standard deviation of the scores
+            of the training split (MTL-AQA's code: 0 and 17).
+        low, high: Lowest and highest score there can be, for R-l2 and the bins. Default: those of the whole table.
+        bins: Of usdl, spread evenly from low to high.
+        sigma: Of usdl: standard deviation of the distribution that is learned, in bins.
+    """
+
+    loss: Criterion = "mse"
+    offset: float | None = None
+    scale: float | None = None
+    low: float | None = None
+    high: float | None = None
+    bins: int = 101
+    sigma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not self.scale > 0.0:
+            raise ValueError(f"score.scale={self.scale}: must be above 0")
+        if self.bins < 2:
+            raise ValueError(f"score.bins={self.bins}: give 2 or more")
+        if not self.sigma > 0.0:
+            raise ValueError(f"score.sigma={self.sigma}: must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """How samples are read and drawn.
 
     Args:
-        target: Column of the table that holds the class; `COLUMN:multilabel` if it may hold several (`run|jump`).
+        targets: Columns of the table that are learned: `COLUMN` holds one class, `COLUMN:multilabel` several
+            (`run|jump`), `COLUMN:score` a number. On the command line `--targets A B C:score` will do.
+        score: How the scores among them are learned.
+        target_weights: Of the losses of several targets, by column (default: 1 each).
         train: Split that is trained on.
         val: Split for selection and early stop; None holds out `val_fraction` of the training groups if needed.
         test: Split that is evaluated at the end; None evaluates none.
@@ -69,7 +103,9 @@ class DataConfig:
         workers: Loader processes.
     """
 
-    target: str = "label"
+    targets: list[str] = field(default_factory=lambda: ["label"])
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    target_weights: dict[str, float] = field(default_factory=dict)
     train: str = "train"
     val: str | None = None
     test: str | None = "test"
@@ -174,7 +210,7 @@ class RowConfig:
         optim: Settings of the optimiser that differ from the comparison's; the table names them.
         table: Train on this table and not on the comparison's: a stage before, once a seed, on all labels of the
             table's own train split. Its run serves other rows (`row:NAME`); its results have a section of their own.
-        data: Settings of `data` that differ for such a row (`target`, `test`, ...).
+        data: Settings of `data` that differ for such a row (`targets`, `test`, ...).
     """
 
     student: ModelConfig

@@ -7,6 +7,7 @@ uninterrupted one.
 
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -22,6 +23,8 @@ from stillmotion.optim import Schedule, find_norms, gradient_norms, make_optimis
 
 LOG_EVERY = 10
 KEY = "stillmotion"
+POINTS, COUNT = "sum of ", "number of "
+"""Before the name of a metric, among the sums of an epoch."""
 
 
 class TrainBatches(Protocol):
@@ -163,6 +166,8 @@ class Engine(L.LightningModule):
     def _judge(self) -> None:
         """Compares the validation metric (the task's first) with the best so far."""
         value = next((v for k, v in self._val_row.items() if k != "val_loss"), None)
+        if value is not None and math.isnan(value):
+            value = -sys.float_info.max  # a rank correlation may be no number; the first epoch is the best then too
         if value is not None and value > self.best:
             self.best, self.bad_epochs = value, 0
         elif value is not None:
@@ -176,12 +181,13 @@ class Engine(L.LightningModule):
 
     def _add(self, out: Mapping[str, Tensor], targets: Tensor) -> None:
         task = self.method.task
-        known = task.labelled(targets)
         size = torch.tensor(float(len(targets)), device=targets.device)
         self.last = {k: v.detach().float() for k, v in out.items() if k == "loss" or k.endswith("_loss")}
-        right = task.right(out["logits"].detach(), targets) & known
         parts = {name: value * size for name, value in self.last.items()}
-        for name, value in {**parts, "samples": size, "right": right.sum(), "labelled": known.sum()}.items():
+        for name, (values, known) in task.points(out["logits"].detach(), targets).items():
+            parts[f"{POINTS}{name}"] = torch.where(known, values, 0.0).sum()
+            parts[f"{COUNT}{name}"] = known.sum()
+        for name, value in {**parts, "samples": size}.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def totals(self) -> dict[str, float]:
@@ -271,16 +277,20 @@ class _Unsized:
 
 
 def means(totals: Mapping[str, float]) -> dict[str, float]:
-    """Mean losses and `top1` from sums over samples.
+    """Mean losses, and the metrics that are means over samples, from sums.
 
     Example:
-        >>> means({"loss": 3.0, "samples": 2.0, "right": 1.0, "labelled": 1.0})
+        >>> means({"loss": 3.0, "samples": 2.0, "sum of top1": 1.0, "number of top1": 1.0})
         {'loss': 1.5, 'top1': 1.0}
     """
-    counts = ("samples", "right", "labelled")
-    row = {name: value / totals["samples"] for name, value in totals.items() if name not in counts}
-    if totals.get("labelled"):
-        row["top1"] = totals["right"] / totals["labelled"]
+    row: dict[str, float] = {}
+    for name, value in totals.items():
+        metric = name.removeprefix(POINTS)
+        if metric != name:
+            if number := totals[f"{COUNT}{metric}"]:
+                row[metric] = value / number
+        elif name != "samples" and not name.startswith(COUNT):
+            row[name] = value / totals["samples"]
     return row
 
 

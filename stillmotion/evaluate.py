@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 
 from stillmotion.config import ModelConfig
-from stillmotion.data.splits import check_labels
 from stillmotion.data.table import Table, read_table
 from stillmotion.measure import Measured, Reading, distance, measure, predict_with
 from stillmotion.models.encoder import Encoder
@@ -18,7 +17,7 @@ from stillmotion.predictions import Predictions, write_predictions
 from stillmotion.protocols.pooling import Pooling, hit_at_k, mean_average_precision
 from stillmotion.results import Row, write_results
 from stillmotion.run import Run
-from stillmotion.tasks import TASKS, Task, make_task, split_target, task_from_dict
+from stillmotion.tasks import CLASSES, Classes, Joint, Score, Task, make_task, split_targets, task_from_dict
 
 Protocol = Literal["own", "static", "clip", "video"]
 
@@ -38,7 +37,7 @@ def evaluate(
     view: dict[str, Any] | None = None,
     output: str | Path | None = None,
     train_split: str = "train",
-    target: str | None = None,
+    targets: Sequence[str] = (),
     short_side: int | None = None,
     packed: str | None = None,
     flow: str | None = None,
@@ -62,8 +61,8 @@ def evaluate(
         output: Folder for `results.json` (and CSV, Markdown, PNG), `predictions.csv`, `per_class.csv`,
             `confusion.json` and its picture, `broken.csv`; the teacher's in `teacher/`.
         train_split: Training samples, whose mean features R2 is measured against; without such a split there is none.
-        target: Column of the class, `COLUMN:multilabel` if it may hold several. None: as in the run's training, or
-            `label` for a network that knows no classes yet.
+        targets: Columns that hold the truth, see `DataConfig`. Empty: as in the run's training, or `label` for a
+            network that knows no classes yet.
         short_side: As in `DataConfig`; None: as in the run's training.
         packed: Frame store to read from.
         flow: Flow store that views of flow read from.
@@ -81,18 +80,20 @@ def evaluate(
     rows = table if isinstance(table, Table) else read_table(table, root=root)
     used = rows.select(split) if split is not None else rows
     seen = view_settings(protocol, moment, num_moments, num_crops, size, view)
-    encoder, trained, name = open_model(model, rows, target, seen)
-    task = _asked(trained, target)
-    check_labels(used, task.class_names, task.target, task.names)
+    encoder, trained, name = open_model(model, rows, targets, seen)
+    task = asked(trained, targets)
+    task.check(used)
     side = short_side if short_side is not None else encoder.short_side
     reading = Reading(
         batch_size=batch_size, workers=workers, device=pick_device(device), short_side=side, packed=packed, flow=flow
     )
     found = [_measure(Path(name).name, encoder, used, task, reading, pooling, trained)]
     if teacher is not None:
-        other, other_trained, other_name = open_model(teacher, rows, target, {})
-        if other_trained.class_names != task.class_names:
-            raise ValueError(f"{other_name}: its classes are not those of {name}, so the two cannot be compared")
+        other, other_trained, other_name = open_model(teacher, rows, targets, {})
+        if not other_trained.same_as(trained):
+            raise ValueError(
+                f"{other_name}: its targets or classes are not those of {name}, so the two cannot be compared"
+            )
         found.append(_measure(Path(other_name).name, other, used, task, reading, pooling, other_trained))
         train = rows.select(train_split) if train_split in rows.splits else None
         reference = predict_with(other, train, task, reading) if train is not None else None
@@ -103,14 +104,14 @@ def evaluate(
 
 
 def open_model(
-    model: str | Path | ModelConfig, table: Table, target: str | None, view: dict[str, Any]
+    model: str | Path | ModelConfig, table: Table, targets: Sequence[str], view: dict[str, Any]
 ) -> tuple[Encoder, Task, str]:
     """A network, what it was trained for and its name.
 
     Args:
         model: Run folder, or a network by name, whose task is then that of the table.
         table: The whole table.
-        target: Column of the class; a run keeps its own task.
+        targets: Columns; a run keeps its own task.
         view: Settings of the view that differ.
 
     Raises:
@@ -120,17 +121,31 @@ def open_model(
     if is_run(config.name):
         task = task_from_dict(read_config(Path(config.name))["task"])
     else:
-        task = make_task(table, target or "label")
+        task = make_task(table, targets or ("label",))
     encoder = load_model(replace(config, view={**config.view, **view}), num_classes=task.num_outputs)
     return encoder.eval(), task, config.name
 
 
-def _asked(trained: Task, target: str | None) -> Task:
-    """The same classes, read from another column, or several of them a sample."""
-    if target is None:
+def asked(trained: Task, targets: Sequence[str]) -> Task:
+    """What a network was trained for, with the truth read from other columns, or several classes a sample.
+
+    Raises:
+        ValueError: Not as many columns as the network tells of, or a score in the place of classes.
+    """
+    if not targets:
         return trained
-    column, kind = split_target(target)
-    return TASKS[kind](trained.class_names, column)
+    tasks = [part for _, part in trained.parts]
+    given = split_targets(targets)
+    kinds = [kind == Score.kind for _, kind in given]
+    if kinds != [isinstance(task, Score) for task in tasks]:
+        wanted = ", ".join(task.target + (":score" if isinstance(task, Score) else "") for task in tasks)
+        raise ValueError(f"targets {', '.join(targets)}: the network was trained for {wanted}; name a column for each, "
+                         "in this order and kind, or leave targets out")  # fmt: skip
+    found = [
+        replace(task, target=column) if isinstance(task, Score) else CLASSES[kind](task.class_names, column)
+        for task, (column, kind) in zip(tasks, given, strict=True)
+    ]
+    return found[0] if len(found) == 1 else Joint(tuple(found), trained.weights)
 
 
 def _measure(
@@ -144,8 +159,10 @@ def _measure(
 
 
 def paper_metrics(predictions: Predictions, task: Task) -> dict[str, float]:
-    """`top3` of more than three classes, `mAP`, and `clip_top1` of several moments (METHODS 3.5)."""
+    """`top3` of more than three classes, `mAP`, and `clip_top1` of several moments (METHODS 3.5); of one target."""
     found: dict[str, float] = {}
+    if not isinstance(task, Classes):
+        return found
     known = task.labelled(predictions.targets)
     marks, logits = task.marks(predictions.targets[known]), predictions.logits[known]
     if not marks.any():

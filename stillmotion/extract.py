@@ -23,7 +23,7 @@ from stillmotion.methods.hallucinate import feature_of
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.factory import load_model
 from stillmotion.progress import progress_bar
-from stillmotion.tasks import make_task
+from stillmotion.tasks import task_of
 from stillmotion.view import View
 
 BROKEN = "broken.csv"
@@ -96,9 +96,9 @@ def extract(
         rows.select(split)  # says which splits there are
     used = rows.select(lambda sample: sample.split in splits)
     if isinstance(teacher, ModelConfig):
-        task = make_task(rows.select(data.train), data.target)
+        task = task_of(rows, data)
         torch.manual_seed(seed + 1)  # as `train` seeds its teacher
-        teacher = load_model(teacher, num_classes=task.num_outputs, class_names=task.class_names)
+        teacher = load_model(teacher, num_classes=task.num_outputs, class_names=task.output_names)
     if any(view.kind == "feature" for view in teacher.views.values()):
         raise ValueError("the teacher is itself a store of features; name the network")
     folder, key = Path(output), make_key(teacher, data, seed)

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillmotion.data.splits import check_labels
 from stillmotion.data.table import Table, read_table
-from stillmotion.evaluate import evaluate, paper_metrics
+from stillmotion.evaluate import asked, evaluate, paper_metrics
 from stillmotion.predictions import Predictions, read_predictions, write_predictions
-from stillmotion.protocols.pooling import TINY
 from stillmotion.results import Row, make_row, write_atomic, write_results
-from stillmotion.tasks import TASKS, Task, split_target
+from stillmotion.tasks import Task
 
 Array = NDArray[np.float32]
 FILES = (".csv", ".json")
@@ -32,7 +30,7 @@ def evaluate_fused(
     split: str = "test",
     weights_on: str | None = None,
     output: str | Path | None = None,
-    target: str | None = None,
+    targets: Sequence[str] = (),
     root: str | Path | None = None,
     **settings: Any,
 ) -> tuple[list[Row], dict[str, float]]:
@@ -46,7 +44,7 @@ def evaluate_fused(
         weights_on: Split on which weights are chosen, in steps of 0.05 (0.1 from four networks on), equal ones where
             nothing is better; None: all alike. Files must hold its samples too.
         output: As for `evaluate`; runs write into folders of their name in it; `fusion.json` has the weights.
-        target: Column of the class.
+        targets: Columns that hold the truth, as for `evaluate`.
         root: Folder that the table's relative paths start from.
         settings: Further ones for `evaluate`.
 
@@ -71,15 +69,15 @@ def evaluate_fused(
                 folder = Path(source).parent
                 if Path(source).suffix not in FILES:
                     folder = Path(output or temporary) / name / ("" if part == split else part)
-                    evaluate(source, rows, split=part, output=folder, target=target, root=root, **settings)
+                    evaluate(source, rows, split=part, output=folder, targets=targets, root=root, **settings)
                 folders.append(folder)
-            return _read(folders, rows.select(part), target or "label")
+            return _read(folders, rows.select(part), targets)
 
         scores = read(split)
         equal = np.full(len(sources), 1.0 / len(sources))
         weights = equal if weights_on is None else choose_weights(read(weights_on))
     fused = scores.predictions(scores.join(weights))
-    found = {"fused": fused, **{n: scores.predictions(p) for n, p in zip(names, scores.each, strict=True)}}
+    found = {"fused": fused, **{n: scores.predictions(x) for n, x in zip(names, scores.each, strict=True)}}
     result = [make_row(n, {k: [v] for k, v in _metrics(p, scores.task).items()}) for n, p in found.items()]
     chosen = dict(zip(names, weights.tolist(), strict=True))
     if output is not None:
@@ -93,23 +91,23 @@ def evaluate_fused(
 
 @dataclass(frozen=True)
 class _Scores:
-    """Probabilities of several networks for the same samples, each (S, K)."""
+    """Logits of several networks for the same samples, each (S, K)."""
 
     table: Table
     task: Task
     each: list[Array]
 
     def join(self, weights: NDArray[np.float64]) -> Array:
-        """Their weighted mean."""
-        return np.asarray(np.tensordot(weights, np.stack(self.each), 1), np.float32)
+        """Logits of the weighted mean of their probabilities; of scores the mean itself."""
+        return self.task.pool(np.stack(self.each, 1), "scores", weights)
 
-    def predictions(self, probabilities: Array) -> Predictions:
+    def predictions(self, logits: Array) -> Predictions:
         """As a network would give them."""
         samples = list(self.table)
         return Predictions(
             ids=[s.id for s in samples],
             groups=[s.group for s in samples],
-            logits=np.log(np.maximum(probabilities, TINY)),
+            logits=logits,
             targets=self.task.encode_all(samples),
         )
 
@@ -124,7 +122,8 @@ def choose_weights(scores: _Scores) -> NDArray[np.float64]:
         metrics = scores.task.metrics(found.logits, found.targets)
         if not metrics:
             raise ValueError(f"{scores.table.source}: no sample has a label to choose weights by; name another split")
-        return next(iter(metrics.values())), -float(np.square(weights - equal).sum())
+        main = next(iter(metrics.values()))
+        return main if np.isfinite(main) else -np.inf, -float(np.square(weights - equal).sum())
 
     return max([equal, *simplex(count, 20 if count < 4 else 10)], key=rank)
 
@@ -154,25 +153,30 @@ def _names(sources: Sequence[str]) -> list[str]:
     raise AssertionError("different folders have different names")
 
 
-def _read(folders: Sequence[Path], used: Table, target: str) -> _Scores:
-    column, kind = split_target(target)
-    task: Task | None = None
+def _read(folders: Sequence[Path], used: Table, targets: Sequence[str]) -> _Scores:
+    first: Task | None = None
     each = []
     for folder in folders:
-        names, logits = read_predictions(folder)
-        task = task or TASKS[kind](names, column)
-        if set(names) != set(task.class_names):
-            odd = sorted(set(names) ^ set(task.class_names))[0]
-            raise ValueError(f"{folder}: its classes differ from those of {folders[0]} ({odd!r}); fuse networks of the "
-                             "same classes")  # fmt: skip
+        task, logits = read_predictions(folder)
+        first = first or task
+        if sorted(task.class_names) != sorted(first.class_names) or len(task.parts) != len(first.parts):
+            odd = sorted(set(task.class_names) ^ set(first.class_names))[:1] or [task.target]
+            raise ValueError(f"{folder}: its classes differ from those of {folders[0]} ({odd[0]!r}); fuse networks of "
+                             "the same classes")  # fmt: skip
+        if not task.class_names and not task.same_as(first):
+            raise ValueError(f"{folder}: its targets or classes differ from those of {folders[0]}; fuse networks of "
+                             "the same targets")  # fmt: skip
         if missing := [s for s in used if s.id not in logits]:
             raise ValueError(f"{folder}: no scores of {len(missing)} of {len(used)} samples of {used.source}, first "
                              f"{missing[0].id}; evaluate it on them, or name its run folder")  # fmt: skip
-        order = [names.index(name) for name in task.class_names]
-        each.append(task.scores(np.stack([logits[s.id] for s in used])[:, order]))
-    assert task is not None
-    check_labels(used, task.class_names, task.target, task.names)
-    return _Scores(used, task, each)
+        rows = task.in_units(np.stack([logits[s.id] for s in used]))
+        if task.class_names:
+            rows = rows[:, [task.class_names.index(name) for name in first.class_names]]
+        each.append(rows)
+    assert first is not None
+    truth = asked(first.unscaled(), targets)
+    truth.check(used)
+    return _Scores(used, truth, each)
 
 
 def _metrics(predictions: Predictions, task: Task) -> dict[str, float]:

@@ -81,7 +81,7 @@ def _predictions(
     span = max(_span(view, fps) for view in predictor.views.values())
     interval = interval or max(MIN_INTERVAL, span)
     latest: deque[NDArray[np.uint8]] = deque(maxlen=max(span, interval))
-    labels: list[tuple[str, float]] = []
+    lines: list[tuple[str, float | None]] = []
     with ExitStack() as stack:
         video = stack.enter_context(VideoWriter(overlay, fps)) if overlay else None
         for number, frame in enumerate(container.decode(stream), 1):
@@ -89,10 +89,10 @@ def _predictions(
             # The first one as soon as a clip is there, so that a short stream has one too.
             if number >= span and (number - span) % interval == 0:
                 prediction = _predict(source, predictor, latest, fps)
-                labels = prediction.labels
+                lines = prediction.lines
                 yield replace(prediction, time=round(frame.time if frame.time is not None else number / fps, 3))
             if video:
-                video.add(draw_overlay(latest[-1], labels))
+                video.add(draw_overlay(latest[-1], lines))
             if number == max_frames:
                 break
 
@@ -123,5 +123,4 @@ def _predict(source: str, predictor: Predictor, latest: deque[NDArray[np.uint8]]
         indices = frame_indices(view, len(latest), fps, NO_DRAW)
         seen |= set(indices.ravel().tolist())
         inputs[name] = render_view([latest[i] for i in indices.ravel()], view, NO_DRAW)
-    labels = predictor.labels(inputs)
-    return Prediction(source, labels, time.perf_counter() - began, len(seen))
+    return predictor.say(source, inputs, time.perf_counter() - began, len(seen))

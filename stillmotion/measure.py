@@ -19,9 +19,9 @@ from stillmotion.metrics import feature_means, hallucination_r2
 from stillmotion.models.cost import count_cost
 from stillmotion.models.encoder import Encoder
 from stillmotion.predictions import Predictions, collect, predict_table
-from stillmotion.protocols.pooling import TINY, Pooling, pool_clips
+from stillmotion.protocols.pooling import TINY, Pooling
 from stillmotion.results import Row, make_row
-from stillmotion.tasks import UNLABELLED, Targets, Task
+from stillmotion.tasks import Targets, Task
 from stillmotion.view import NO_DRAW, View
 
 Array = NDArray[np.float32]
@@ -92,14 +92,22 @@ def measure(
     joined = {"logits": found.logits} | {n: found.outputs[n] for n in encoder.further_logits if n in found.outputs}
     for field, logits in joined.items():
         if pooling != "logits":
-            logits = pool_clips(found.outputs[f"moment_{field}"], pooling, exclusive=trained.exclusive)
-        if trained.exclusive and not task.exclusive:  # logits of a softmax have no order from sample to sample
-            logits = np.log(np.maximum(trained.scores(logits), TINY))
-        joined[field] = logits
+            logits = trained.pool(found.outputs[f"moment_{field}"], pooling)
+        joined[field] = ranked(logits, trained, task)
     metrics = task.metrics(joined["logits"], found.targets)
+    main = task.metric_kinds[0]
     for field in [n for n in joined if n != "logits" and metrics]:
-        metrics[f"top1{field.removeprefix('logits')}"] = task.metrics(joined[field], found.targets)["top1"]
+        metrics[f"{main}{field.removeprefix('logits')}"] = task.metrics(joined[field], found.targets)[main]
     return Measured(name, replace(found, logits=joined["logits"]), metrics, cost)
+
+
+def ranked(logits: Array, trained: Task, task: Task) -> Array:
+    """Logits that have an order from sample to sample where the task asks for it; those of a softmax have none."""
+    result = logits.copy()
+    for (place, before), (_, now) in zip(trained.parts, task.parts, strict=True):
+        if before.exclusive and not now.exclusive:
+            result[..., place] = np.log(np.maximum(before.scores(logits[..., place]), TINY))
+    return result
 
 
 def predict_with(encoder: Encoder, table: Table, task: Task, reading: Reading) -> Predictions:
@@ -162,15 +170,15 @@ def distance(student: Predictions, teacher: Predictions, reference: Predictions 
         task: Of both.
 
     Returns:
-        `agreement`, share of equal predictions; where the student has a guess of the same width as the teacher's
-        feature, `feature_mse`, the mean squared distance of the two squashed by a sigmoid; and where it hallucinates,
-        `hallucinated_r2` and `hallucinated_r2_within_class`.
+        `agreement`, share of equal first guesses of classes (the mean over the columns); where the student has a guess
+        of the same width as the teacher's feature, `feature_mse`, the mean squared distance of the two squashed by a
+        sigmoid; and where it hallucinates, `hallucinated_r2` and `hallucinated_r2_within_class`.
     """
     places = {name: i for i, name in enumerate(teacher.ids)}
     mine = [i for i, name in enumerate(student.ids) if name in places]
     theirs = [places[student.ids[i]] for i in mine]
-    same = student.logits[mine].argmax(1) == teacher.logits[theirs].argmax(1)
-    result = {"agreement": float(same.mean())} if mine else {}
+    same = task.choices(student.logits[mine]) == task.choices(teacher.logits[theirs])
+    result = {"agreement": float(same.mean())} if same.size else {}
     guess = student.outputs.get("hallucinated", student.outputs.get("embedding"))
     field = _matching(teacher, guess)
     if guess is None or field is None or not mine:
@@ -201,17 +209,15 @@ def explained(
 
     Args:
         guess, target: (S, N, D), of the student and of the teacher.
-        labels: (S, ...), as the task encodes them; equal ones are a class.
+        labels: (S, ...), as the task encodes them; equal combinations of classes are a class.
         train: Of the teacher on training samples, (S', N', D).
         train_labels: (S', ...).
-        task: Tells which samples have a label.
+        task: Tells which samples are of a class.
     """
     flat = [x.reshape(-1, x.shape[-1]) for x in (guess, target, train)]
-    joined = np.concatenate([labels, train_labels])
-    kinds, classes = np.unique(joined, axis=0, return_inverse=True)
-    classes = np.where(task.labelled(joined), classes.ravel(), UNLABELLED)
+    classes = task.classes_of(np.concatenate([labels, train_labels]))
     mine, theirs = classes[: len(labels)], classes[len(labels) :]
-    mean, class_means = feature_means(flat[2], np.repeat(theirs, train.shape[1]), len(kinds))
+    mean, class_means = feature_means(flat[2], np.repeat(theirs, train.shape[1]), max(1, int(classes.max()) + 1))
     mine = np.repeat(mine, guess.shape[1])
     return hallucination_r2(flat[0], flat[1], mean=mean, class_means=class_means, labels=mine)
 

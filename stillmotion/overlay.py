@@ -67,7 +67,7 @@ def write_overlay(target: Path, sample: Sample, prediction: "Prediction", predic
         marks = [(i + 0.5) / (end - start) for i in seen if 0 <= i < end - start]
         with VideoWriter(target, info.fps or 25.0) as video:
             for i, frame in enumerate(_frames(sample.path, start, end, info.width * info.height * 3)):
-                video.add(draw_overlay(frame, prediction.labels, marks, (i + 1) / (end - start)))
+                video.add(draw_overlay(frame, prediction.lines, marks, (i + 1) / (end - start)))
     except (ValueError, OSError) as error:
         return replace(prediction, error=" ".join(str(error).split()))
     return prediction
@@ -81,13 +81,13 @@ def _frames(path: Path, start: int, end: int, frame_bytes: int) -> Iterator[Fram
 
 
 def draw_overlay(
-    frame: Frame, labels: Sequence[tuple[str, float]], marks: Sequence[float] = (), now: float | None = None
+    frame: Frame, lines: Sequence[tuple[str, float | None]], marks: Sequence[float] = (), now: float | None = None
 ) -> Frame:
-    """Draws the three best classes into a frame, and a time line below.
+    """Draws lines of text with bars of their probability into a frame, as many as fit, and a time line below.
 
     Args:
         frame: (H, W, 3) RGB.
-        labels: Classes with probabilities.
+        lines: What is said, with its probability, if it has one.
         marks: Places on the time line, 0..1, that the network looked at.
         now: Place of this frame; None draws no time line.
 
@@ -100,14 +100,22 @@ def draw_overlay(
     font, pad, line = ImageFont.load_default(text), max(2, text // 3), int(1.5 * text)
     shade = Image.new("RGBA", image.size, (0, 0, 0, 0))
     draw = ImageDraw.Draw(shade)
-    shown = list(labels[:3])
-    room = min(width, int(text * 15))
+    shown = list(lines[: max(1, (height - pad - max(3, height // 60)) // line)])
+    longest = max((draw.textlength(name, font=font) for name, _ in shown), default=0.0)
+    # A list of classes keeps its width from frame to frame; lines that name their column may need more.
+    named = len(lines) > 3 or any(probability is None for _, probability in lines)
+    room = min(width, int(max(text * 15, longest + 4.5 * text if named else 0)))
     if shown:
         draw.rectangle((0, 0, room, pad + line * len(shown)), fill=(0, 0, 0, 150))
     for i, (name, probability) in enumerate(shown):
         top = pad + i * line
+        if probability is None:
+            draw.text((pad, top - pad // 2), _fitting(name, room - 2 * pad, draw, font), fill=WHITE, font=font)
+            continue
         bar = (room - 2 * pad) * probability
-        draw.rectangle((pad, top + text + pad // 2, pad + bar, top + line - pad // 2), fill=ACCENT if i == 0 else DIM)
+        draw.rectangle(
+            (pad, top + text + pad // 2, pad + bar, top + line - pad // 2), fill=ACCENT if named or i == 0 else DIM
+        )
         percent = f"{100 * probability:.0f} %"
         end = room - pad - draw.textlength(percent, font=font)
         draw.text((pad, top - pad // 2), _fitting(name, end - 2 * pad, draw, font), fill=WHITE, font=font)

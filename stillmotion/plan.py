@@ -9,7 +9,7 @@ from typing import Any
 from stillmotion.config import DataConfig, ModelConfig, OptimConfig, RowConfig, TrainerConfig
 from stillmotion.data.table import Table, TableError, read_table
 from stillmotion.tally import kind_of
-from stillmotion.tasks import TASKS, split_target
+from stillmotion.tasks import metrics_of, split_targets
 from stillmotion.trials import Fold, Trial
 from stillmotion.view import Augment
 
@@ -41,6 +41,11 @@ class Plan:
     workers: int
     root: str | None
     stages: Mapping[str, Fold] = field(default_factory=dict)
+
+    @property
+    def main(self) -> str:
+        """The main metric, which is also the name of the view of the training."""
+        return metrics_of(self.data.targets)[0]
 
     def trials(self) -> list[Trial]:
         """All trainings on the comparison's table, row by row."""
@@ -176,7 +181,7 @@ def check(plan: Plan) -> None:
         raise ValueError(f"reference {elsewhere[0]!r} has a table of its own, so nothing can be compared with it")
     if len(plan.stages) == len(names):
         raise ValueError(f"all rows have tables of their own ({', '.join(names)}); name one for the comparison's table")
-    kinds = TASKS[split_target(plan.data.target)[1]].metric_kinds
+    kinds = metrics_of(plan.data.targets)
     for metric in [*plan.evaluate, *plan.subsets]:
         kind_of(metric, kinds)
     for metric, wanted in plan.subsets.items():
@@ -192,9 +197,9 @@ def _check_baselines(plan: Plan) -> None:
 
     if unknown := [n for n in plan.baselines if n not in BASELINES]:
         raise ValueError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
-    column, kind = split_target(plan.data.target)
-    if plan.baselines and not TASKS[kind].exclusive:
-        raise ValueError(f"baselines tell one class a sample, column {column!r} has several; leave baselines out")
+    several = [column for column, kind in split_targets(plan.data.targets) if kind == "multilabel"]
+    if plan.baselines and several:
+        raise ValueError(f"baselines tell one class a sample, column {several[0]!r} has several; leave baselines out")
     if "frame_linear" in plan.baselines and plan.probe is None:
         raise ValueError("the baseline frame_linear needs probe, its frozen network: name and weights")
 

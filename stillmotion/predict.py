@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -23,7 +23,7 @@ from stillmotion.data.rows import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_folde
 from stillmotion.data.source import Extent, FrameSource, Videos, show
 from stillmotion.data.table import Sample, read_table
 from stillmotion.networks import Inputs, Network, load_network
-from stillmotion.tasks import Task, task_from_dict
+from stillmotion.tasks import Answer, Task, task_from_dict
 from stillmotion.view import NO_DRAW, View
 
 TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
@@ -35,12 +35,14 @@ class Prediction:
 
     Args:
         path: The input, as it was named.
-        labels: Classes with probabilities, most probable first; empty after an error.
+        labels: Classes with probabilities, most probable first; empty after an error, and of a network that tells of
+            several columns or of a score.
         seconds: From file to labels, decoding included.
         frames: Different frames that were read.
         error: Why nothing was predicted, in one line.
         fault: What is wrong with a file that could be read in part; the prediction is of that part.
         time: In live sources: seconds of the stream up to the last frame seen.
+        answers: What the network says of each column; empty after an error.
     """
 
     path: str
@@ -50,13 +52,42 @@ class Prediction:
     error: str | None = None
     fault: str | None = None
     time: float | None = None
+    answers: tuple[Answer, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """As a person would write it: `forward, 2.5 somersaults, 1 twist, tuck, 68.4`."""
+        return ", ".join(answer.text for answer in self.answers)
+
+    @property
+    def lines(self) -> list[tuple[str, float | None]]:
+        """What a picture shows, with probabilities: the three best classes, or a line for each of several columns."""
+        if self.labels:
+            return [(name, p) for name, p in self.labels[:3]]
+        return [(f"{answer.target}: {answer.text}", answer.probability) for answer in self.answers]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON data; `error`, `fault` and `time` only where there is one."""
-        data = asdict(self)
-        data["labels"] = [{"label": name, "probability": round(p, 6)} for name, p in self.labels]
-        data["seconds"] = round(self.seconds, 6)
+        """As plain JSON data; `error`, `fault` and `time` only where there is one.
+
+        Of several columns, or a score, `targets` has what is said of each in the place of `labels`.
+        """
+        data: dict[str, Any] = {"path": self.path, "text": self.text or None, "labels": _listed(self.labels)}
+        if self.answers and not self.labels:
+            del data["labels"]
+            data["targets"] = {a.target: _told(a) for a in self.answers}
+        data |= {"seconds": round(self.seconds, 6), "frames": self.frames}
+        data |= {"error": self.error, "fault": self.fault, "time": self.time}
         return {k: v for k, v in data.items() if v is not None}
+
+
+def _told(answer: Answer) -> dict[str, Any]:
+    if answer.score is not None:
+        return {"value": round(answer.score, 6)}
+    return {"value": answer.text, "probability": round(answer.labels[0][1], 6), "labels": _listed(answer.labels)}
+
+
+def _listed(labels: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
+    return [{"label": name, "probability": round(p, 6)} for name, p in labels]
 
 
 @dataclass(frozen=True)
@@ -157,9 +188,20 @@ class Predictor:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def labels(self, inputs: Inputs) -> list[tuple[str, float]]:
-        """Classes with probabilities of frames (N, T, C, H, W) by view, most probable first."""
-        return self.task.read(self.network(inputs), top=self.top)
+    def say(self, name: str, inputs: Inputs, seconds: float, frames: int, **further: Any) -> Prediction:
+        """What the network says of frames (N, T, C, H, W) by view, as the prediction of an input of this name.
+
+        Args:
+            name: Of the input.
+            inputs: What the network sees.
+            seconds: That reading took.
+            frames: That were read.
+            further: Fields of the prediction.
+        """
+        began = time.perf_counter()
+        answers = self.task.answers(self.network(inputs), top=self.top)
+        labels = list(answers[0].labels) if self.task.class_names else []
+        return Prediction(name, labels, seconds + time.perf_counter() - began, frames, answers=answers, **further)
 
     def see(self, sample: Sample) -> Seen:
         """Reads what the network looks at, as evaluation does: nothing is random, one decode serves all views.
@@ -178,10 +220,7 @@ class Predictor:
         except (ValueError, OSError) as error:
             text = " ".join(str(error).split())
             return Prediction(name, [], 0.0, 0, text or type(error).__name__)
-        began = time.perf_counter()
-        labels = self.labels(seen.inputs)
-        seconds = seen.seconds + time.perf_counter() - began
-        return Prediction(name, labels, seconds, len(seen.frames), fault=seen.fault)
+        return self.say(name, seen.inputs, seen.seconds, len(seen.frames), fault=seen.fault)
 
 
 def is_live(source: str) -> bool:
@@ -260,7 +299,7 @@ def predict(
     targets = overlay_paths(overlay, [s.id for s in samples] + live)
     predictor = Predictor.load(model, view=view, device=device, top=top)
     failed = partly = 0
-    with _writer(output, top) as write:
+    with _writer(output, predictor.task, top) as write:
         for sample, prediction in zip(samples, predictor.many(samples, workers=workers), strict=True):
             if sample.id in targets and prediction.error is None:
                 prediction = write_overlay(targets[sample.id], sample, prediction, predictor)
@@ -279,7 +318,7 @@ def predict(
 
 
 @contextmanager
-def _writer(output: str | None, top: int) -> Iterator[Callable[[Prediction], None]]:
+def _writer(output: str | None, task: Task, top: int) -> Iterator[Callable[[Prediction], None]]:
     """Writes predictions as they come, so that an interrupted call keeps what it has."""
     suffix = Path(output).suffix.lower() if output else ".jsonl"
     if suffix not in (".jsonl", ".json", ".csv"):
@@ -292,10 +331,11 @@ def _writer(output: str | None, top: int) -> Iterator[Callable[[Prediction], Non
     with path.open("w", newline="", encoding="utf-8") as file:
         if suffix == ".csv":
             table = csv.writer(file)
-            ranks = range(1, top + 1)
-            table.writerow(["path", *(f"{c}{i}" for i in ranks for c in ("label", "probability")),
-                            "seconds", "frames", "time", "fault", "error"])  # fmt: skip
-            yield lambda prediction: _write_csv(file, table, prediction, top)
+            heads = [f"{c}{i}" for i in range(1, top + 1) for c in ("label", "probability")]
+            if not task.class_names:
+                heads = ["text", *(h for _, p in task.parts for h in _heads(p))]
+            table.writerow(["path", *heads, "seconds", "frames", "time", "fault", "error"])
+            yield lambda prediction: _write_csv(file, table, prediction, len(heads))
         else:
             yield lambda prediction: _write_json(file, prediction)
 
@@ -304,9 +344,18 @@ def _write_json(file: TextIO, prediction: Prediction) -> None:
     print(json.dumps(prediction.to_dict(), ensure_ascii=False), file=file, flush=True)
 
 
-def _write_csv(file: TextIO, table: Any, prediction: Prediction, top: int) -> None:
-    labels = [cell for name, p in prediction.labels for cell in (name, f"{p:.6f}")]
-    labels += [""] * (2 * top - len(labels))
-    table.writerow([prediction.path, *labels, f"{prediction.seconds:.6f}", prediction.frames,
+def _heads(task: Task) -> list[str]:
+    """Columns of a CSV file for a column of the training's table."""
+    return [task.target, f"{task.target}_probability"] if task.class_names else [task.target]
+
+
+def _write_csv(file: TextIO, table: Any, prediction: Prediction, width: int) -> None:
+    cells = [cell for name, p in prediction.labels for cell in (name, f"{p:.6f}")]
+    if prediction.answers and not prediction.labels:
+        cells = [prediction.text]
+        for answer in prediction.answers:
+            cells += [answer.text, f"{answer.probability:.6f}"] if answer.labels else [f"{answer.score:.6g}"]
+    cells += [""] * (width - len(cells))
+    table.writerow([prediction.path, *cells, f"{prediction.seconds:.6f}", prediction.frames,
                     prediction.time, prediction.fault, prediction.error])  # fmt: skip
     file.flush()

@@ -14,7 +14,7 @@ from stillmotion.data.table import Table
 from stillmotion.protocols.pooling import average_precisions
 from stillmotion.results import write_atomic
 from stillmotion.run import csv_text
-from stillmotion.tasks import UNLABELLED, Targets, Task
+from stillmotion.tasks import UNLABELLED, Classification, MultiLabel, Score, Targets, Task, task_from_dict
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stillmotion.models.encoder import Encoder
 
 FILE = "predictions.csv"
+TASK_FILE = "task.json"
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Predictions:
     Args:
         ids: `Sample.id`.
         groups: None where a sample has no group.
-        logits: (S, num_classes).
-        targets: (S,) class indices, or (S, ...) as the task encodes them.
+        logits: (S, num_outputs of the task).
+        targets: (S, ...) as the task encodes them.
         outputs: Further arrays of the network by name, (S, N, ...).
         errors, faults: Reason by id of samples that could not be read, or only in part.
     """
@@ -134,54 +135,83 @@ def collect(
 
 
 def write_predictions(folder: Path, predictions: Predictions, task: Task) -> None:
-    """Writes `predictions.csv` and, for one class a sample, `per_class.csv`, `confusion.json` and `confusion.png`.
+    """Writes `predictions.csv` and what shows it best.
+
+    Of one class a sample `per_class.csv`, `confusion.json` and `confusion.png`, of several classes a sample
+    `per_class.csv` with their average precision, of a score `scores.png`. Of several targets these carry the column in
+    their name (`confusion.COLUMN.png`), and `predictions.csv` has each column by itself (`COLUMN`, `COLUMN_predicted`).
+    Where the logits are not those of one column of classes, `task.json` says what they are.
 
     Args:
         folder: Exists.
         predictions: Of the network.
-        task: Names the classes. With several a sample, `per_class.csv` has their average precision.
+        task: Says what they mean.
     """
-    names, p = task.class_names, predictions
-    best = p.logits.argmax(1)
-    lines = zip(p.ids, p.groups, p.targets, best, p.logits, strict=True)
-    rows = ([i, g or "", task.text(t), names[b], " ".join(f"{x:.6g}" for x in v)] for i, g, t, b, v in lines)
-    write_atomic(folder / FILE, csv_text(("id", "group", "target", "predicted", "logits"), rows))
-    if not task.exclusive:
-        known = task.labelled(p.targets)
-        marks = task.marks(p.targets[known])
-        found = zip(names, marks.sum(0), average_precisions(p.logits[known], marks), strict=True)
+    p, several = predictions, len(task.parts) > 1
+    parts = [(part, p.logits[:, place], task.part_targets(p.targets, i)) for i, (place, part) in enumerate(task.parts)]
+    head = ["id", "group", "target", "predicted"]
+    head += [name for column in task.columns if several for name in (column, f"{column}_predicted")]
+    rows = []
+    for i, (name, group, logits) in enumerate(zip(p.ids, p.groups, p.logits, strict=True)):
+        said = task.answers(logits, top=1)
+        each = [
+            cell for (part, _, t), a in zip(parts, said, strict=True) if several for cell in (part.text(t[i]), a.text)
+        ]
+        numbers = " ".join(f"{x:.6g}" for x in logits)
+        best = said[0].labels[0][0] if task.class_names else task.describe(logits)
+        rows.append([name, group or "", task.text(p.targets[i]), best, *each, numbers])
+    write_atomic(folder / FILE, csv_text([*head, "logits"], rows))
+    if not task.class_names:
+        write_atomic(folder / TASK_FILE, json.dumps(task.to_dict(), ensure_ascii=False) + "\n")
+    for part, logits, targets in parts:
+        _write_part(folder, part, logits, targets, f".{part.target}" if several else "")
+
+
+def _write_part(folder: Path, task: Task, logits: NDArray[np.float32], targets: Targets, suffix: str) -> None:
+    """What shows the predictions of one column."""
+    from stillmotion.report.plots import plot_confusion, plot_scores
+
+    known, names = task.labelled(targets), task.class_names
+    if isinstance(task, MultiLabel):
+        marks = task.marks(targets[known])
+        found = zip(names, marks.sum(0), average_precisions(logits[known], marks), strict=True)
         each = ([name, count, score if count else ""] for name, count, score in found)
-        write_atomic(folder / "per_class.csv", csv_text(("class", "samples", "average_precision"), each))
-        return
-    matrix = confusion(best, p.targets, len(names))
-    head = ("class", "samples", "correct", "accuracy", "precision", "mistaken_for")
-    write_atomic(folder / "per_class.csv", csv_text(head, per_class(matrix, names)))
-    write_atomic(folder / "confusion.json", json.dumps({"classes": list(names), "matrix": matrix.tolist()}) + "\n")
-    if matrix.any():
-        from stillmotion.report.plots import plot_confusion
+        write_atomic(folder / f"per_class{suffix}.csv", csv_text(("class", "samples", "average_precision"), each))
+    elif isinstance(task, Score):
+        if known.any():
+            plot_scores(task.guess(logits[known]), targets[known], task.target, folder / f"scores{suffix}.png")
+    else:
+        matrix = confusion(logits.argmax(1), targets, len(names))
+        head = ("class", "samples", "correct", "accuracy", "precision", "mistaken_for")
+        write_atomic(folder / f"per_class{suffix}.csv", csv_text(head, per_class(matrix, names)))
+        text = json.dumps({"classes": list(names), "matrix": matrix.tolist()})
+        write_atomic(folder / f"confusion{suffix}.json", text + "\n")
+        if matrix.any():
+            plot_confusion(matrix, names, folder / f"confusion{suffix}.png")
 
-        plot_confusion(matrix, names, folder / "confusion.png")
 
-
-def read_predictions(folder: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.float32]]]:
+def read_predictions(folder: Path) -> tuple[Task, dict[str, NDArray[np.float32]]]:
     """What `write_predictions` wrote.
 
     Returns:
-        Classes in the order of the logits, and logits (K,) by sample.
+        What the logits mean, and logits (K,) by sample.
 
     Raises:
         ValueError: The files are missing or are not ours.
     """
     try:
-        with (folder / "per_class.csv").open(newline="", encoding="utf-8") as file:
-            names = tuple(row["class"] for row in csv.DictReader(file))
+        if (folder / TASK_FILE).exists():
+            task = task_from_dict(json.loads((folder / TASK_FILE).read_text(encoding="utf-8")))
+        else:  # of one column of classes
+            with (folder / "per_class.csv").open(newline="", encoding="utf-8") as file:
+                task = Classification(tuple(row["class"] for row in csv.DictReader(file)))
         with (folder / FILE).open(newline="", encoding="utf-8") as file:
             logits = {row["id"]: np.array(row["logits"].split(), np.float32) for row in csv.DictReader(file)}
-        if any(len(values) != len(names) for values in logits.values()):
-            raise ValueError(f"{len(names)} classes, and other numbers of logits")
+        if any(len(values) != task.num_outputs for values in logits.values()):
+            raise ValueError(f"{task.num_outputs} classes, and other numbers of logits")
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{folder}: no predictions of `evaluate --output` in it ({error})") from None
-    return names, logits
+    return task, logits
 
 
 def confusion(predicted: NDArray[np.int64], targets: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:

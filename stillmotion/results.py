@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 COSTS = ("params", "gmacs", "ms_per_video", "frames")
 COST_HEADS = {"params": "params", "gmacs": "GMACs", "ms_per_video": "ms / video", "frames": "frames"}
-ACCURACIES = ("top1", "top3", "top5", "mean_class", "agreement", "accuracy", "auc", "mAP")
+ACCURACIES = ("top1", "top3", "top5", "mean_class", "agreement", "accuracy", "auc", "mAP", "correct", "all_correct")
 
 
 class Metric(TypedDict):
@@ -165,6 +165,11 @@ def is_accuracy(metric: str) -> bool:
     return metric.startswith(ACCURACIES)
 
 
+def head_of(metric: str) -> str:
+    """Name of a metric with its unit."""
+    return f"{metric} (%)" if is_accuracy(metric) else metric
+
+
 def format_metric(name: str, metric: Metric | None) -> str:
     """A metric as people read it: accuracies in percent with one decimal, others with three, spread if known.
 
@@ -199,7 +204,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table; metrics and costs that no row has are left out."""
     names = all_metrics(rows)
     costs = [c for c in COSTS if any(row["cost"].get(c) is not None for row in rows)]
-    heads = ["row", *(f"{n} (%)" if is_accuracy(n) else n for n in names), *(COST_HEADS[c] for c in costs)]
+    heads = ["row", *map(head_of, names), *(COST_HEADS[c] for c in costs)]
     lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
     for row in rows:
         cells = [row["name"].replace("|", "\\|"), *(format_metric(n, row["metrics"].get(n)) for n in names)]
@@ -235,6 +240,7 @@ class Difference:
         low, high: 95 % interval; None with fewer than two groups, which say nothing about spread.
         num_groups: Groups that were resampled.
         num_seeds: Seeds averaged in the first and in the second row.
+        share: Whether it is of shares, which people read in percent.
     """
 
     mean: float
@@ -242,6 +248,7 @@ class Difference:
     high: float | None
     num_groups: int
     num_seeds: tuple[int, int]
+    share: bool = True
 
     @property
     def excludes_zero(self) -> bool:
@@ -250,22 +257,34 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON data."""
-        return {**asdict(self), "num_seeds": list(self.num_seeds), "excludes_zero": self.excludes_zero}
+        data = {**asdict(self), "num_seeds": list(self.num_seeds), "excludes_zero": self.excludes_zero}
+        return {name: value for name, value in data.items() if name != "share"}
 
     def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{100 * self.mean:+.1f} points (no interval: {self.num_groups} test group)"
+        mean, low, high = (None if v is None else self._shown(v) for v in (self.mean, self.low, self.high))
+        unit = " points" if self.share else ""
+        if low is None:
+            return f"{mean}{unit} (no interval: {self.num_groups} test group)"
         a, b = self.num_seeds
         seeds = f"{a} seed{'s averaged' if a > 1 else ''}" if a == b else f"{a} and {b} seeds averaged"
-        interval = f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        interval = f"[{low}, {high}]"
         groups = f"95 % paired bootstrap over {self.num_groups} test groups"
-        return f"{100 * self.mean:+.1f} points {interval} {groups}, {seeds}"
+        return f"{mean}{unit} {interval} {groups}, {seeds}"
+
+    def _shown(self, value: float) -> str:
+        return f"{100 * value:+.1f}" if self.share else f"{value:+.3f}"
 
 
 def paired_bootstrap(
-    correct_a: ArrayLike, correct_b: ArrayLike, groups: Sequence[str | None], *, num: int = 10_000, seed: int = 0
+    correct_a: ArrayLike,
+    correct_b: ArrayLike,
+    groups: Sequence[str | None],
+    *,
+    share: bool = True,
+    num: int = 10_000,
+    seed: int = 0,
 ) -> Difference:
-    """Difference of two accuracies on the same samples, with a 95 % percentile interval.
+    """Difference of two accuracies (or other means) on the same samples, with a 95 % percentile interval.
 
     Seeds are averaged first, so the interval is about test samples, not about seeds. Then whole groups are drawn with
     replacement, as samples of one group (a scene, a person) are not independent.
@@ -273,6 +292,7 @@ def paired_bootstrap(
     Args:
         correct_a, correct_b: (seeds, samples), 1 where the row was right. The rows may differ in seeds.
         groups: Group of each sample; None: a group of its own.
+        share: Whether they are shares of samples, not some other mean.
         num: Resamples.
         seed: Of the resampling.
 
@@ -290,21 +310,75 @@ def paired_bootstrap(
     sums, sizes = _group_sums(a.mean(0) - b.mean(0), groups)
     mean, seeds = float(sums.sum() / sizes.sum()), (len(a), len(b))
     if len(sums) < 2:
-        return Difference(mean, None, None, len(sums), seeds)
+        return Difference(mean, None, None, len(sums), seeds, share)
     rng = np.random.default_rng(seed)
     means = np.empty(num)
     for start in range(0, num, 500):  # in parts: thousands of groups would not fit into memory at once
         picks = rng.integers(len(sums), size=(min(500, num - start), len(sums)))
         means[start : start + len(picks)] = sums[picks].sum(1) / sizes[picks].sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
-    return Difference(mean, float(low), float(high), len(sums), seeds)
+    return Difference(mean, float(low), float(high), len(sums), seeds, share)
+
+
+def paired_spearman(
+    guesses_a: ArrayLike,
+    guesses_b: ArrayLike,
+    scores: ArrayLike,
+    groups: Sequence[str | None],
+    *,
+    num: int = 2000,
+    seed: int = 0,
+) -> Difference | None:
+    """Difference of two rank correlations on the same samples, as `paired_bootstrap` takes that of two accuracies.
+
+    The correlations of the seeds are averaged, in every resample of the groups anew.
+
+    Args:
+        guesses_a, guesses_b: (seeds, samples). The rows may differ in seeds.
+        scores: True ones, (samples,).
+        groups: Group of each sample; None: a group of its own.
+        num: Resamples; those in which a row has no correlation do not count.
+        seed: Of the resampling.
+
+    Returns:
+        None if a row has no correlation, as all its guesses are equal.
+    """
+    from scipy.stats import rankdata
+
+    a, b, true = np.atleast_2d(guesses_a), np.atleast_2d(guesses_b), np.asarray(scores, float)
+    rows = np.concatenate([a, b, true[None]]).astype(float)
+
+    def difference(picked: NDArray[np.int64]) -> float:
+        ranks = rankdata(rows[:, picked], axis=1) - (len(picked) + 1) / 2
+        spread = np.sqrt((ranks**2).sum(1))
+        if not spread.all():
+            return math.nan
+        found = (ranks[:-1] @ ranks[-1]) / (spread[:-1] * spread[-1])
+        return float(found[: len(a)].mean() - found[len(a) :].mean())
+
+    mean, seeds = difference(np.arange(len(true))), (len(a), len(b))
+    if math.isnan(mean):
+        return None
+    dense = _group_numbers(groups)
+    members = [np.flatnonzero(dense == g) for g in range(dense.max() + 1)]
+    if len(members) < 2:
+        return Difference(mean, None, None, len(members), seeds, share=False)
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(len(members), size=(num, len(members)))
+    found = [difference(np.concatenate([members[g] for g in row])) for row in picks]
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return Difference(mean, float(low), float(high), len(members), seeds, share=False)
+
+
+def _group_numbers(groups: Sequence[str | None]) -> NDArray[np.int64]:
+    keys = {group: i for i, group in enumerate(dict.fromkeys(g for g in groups if g is not None))}
+    indices = [keys[g] if g is not None else len(keys) + i for i, g in enumerate(groups)]
+    return np.asarray(np.unique(indices, return_inverse=True)[1], np.int64)
 
 
 def _group_sums(
     values: NDArray[np.float64], groups: Sequence[str | None]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    keys = {group: i for i, group in enumerate(dict.fromkeys(g for g in groups if g is not None))}
-    indices = [keys[g] if g is not None else len(keys) + i for i, g in enumerate(groups)]
-    _, dense = np.unique(indices, return_inverse=True)
+    dense = _group_numbers(groups)
     sums: NDArray[np.float64] = np.bincount(dense, values).astype(np.float64)
     return sums, np.bincount(dense).astype(np.float64)

@@ -21,12 +21,13 @@ import pickle
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from stillmotion.config import DataConfig
 from stillmotion.results import Row, read_results, write_atomic
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Run:
         """
         if not self.checkpoint.exists() and not self.finished:
             return
-        old = flatten(self.settings)
+        old = flatten(_renamed(self.settings))
         new = flatten(json.loads(json.dumps(settings)))
         for key in dict.fromkeys([*new, *old]):
             if key in FREE or old.get(key) == new.get(key):
@@ -192,6 +193,14 @@ def csv_text(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     writer.writerow(head)
     writer.writerows(rows)
     return out.getvalue()
+
+
+def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run from before there were several targets, as they are called now."""
+    data = dict(settings.get("data", {}))
+    if "target" in data:
+        data = {**asdict(DataConfig(targets=[data.pop("target")])), **data}
+    return {**settings, "data": data}
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from stillmotion.data.table import Sample
 from stillmotion.predictions import confusion
-from stillmotion.results import Difference, Row, make_row, paired_bootstrap
-from stillmotion.tasks import TASKS, Task
+from stillmotion.results import Difference, Row, make_row, paired_bootstrap, paired_spearman
+from stillmotion.tasks import CLASSES, Classes, Classification, Score, Task
 
-MAIN = "top1"
-KINDS = tuple(dict.fromkeys(kind for task in TASKS.values() for kind in task.metric_kinds))
+KINDS = tuple(dict.fromkeys(kind for task in CLASSES.values() for kind in task.metric_kinds))
 
 Logits = NDArray[np.float32]
 ByView = dict[str, dict[str, Logits]]
@@ -35,10 +34,10 @@ def kind_of(name: str, kinds: Sequence[str] = KINDS) -> str:
         >>> kind_of("top1_first")
         'top1'
     """
-    for kind in kinds:
+    for kind in sorted(kinds, key=len, reverse=True):  # a column's name may begin with that of another
         if name == kind or name.startswith(f"{kind}_"):
             return kind
-    raise ValueError(f"metric {name!r}: its name must begin with {', '.join(kinds)}, such as top1_first")
+    raise ValueError(f"metric {name!r}: its name must begin with {', '.join(kinds)}, such as {kinds[0]}_first")
 
 
 @dataclass
@@ -68,10 +67,11 @@ class Tally:
     Args:
         entries: The rows, with at least one seed each.
         samples: Test samples of all folds.
-        task: Their classes.
+        task: What they are asked.
         subsets: Column values that choose samples, by name of a metric.
 
     Attributes:
+        main: The task's main metric, which is also the name of the view of the training.
         unreadable: Test samples that some row could not read.
         samples: Those that count.
     """
@@ -84,20 +84,20 @@ class Tally:
         self.samples = [s for s in labelled if all(s.id in ids for ids in found)]
         self.unreadable = sorted({s.id for s in labelled} - {s.id for s in self.samples})
         self.entries, self.task = {e.label: e for e in entries}, task
+        self.main = task.metric_kinds[0]
         self.targets = task.encode_all(self.samples)
         self.groups = [s.group for s in self.samples]
         self.masks = {name: _mask(self.samples, wanted) for name, wanted in subsets.items()}
 
-    def logits(self, label: str, view: str = MAIN) -> Logits:
-        """Logits of a row, (seeds, samples, K); seeds in their order."""
+    def logits(self, label: str, view: str | None = None) -> Logits:
+        """Logits of a row under a view (None: the training's), (seeds, samples, K); seeds in their order."""
         seeds = self.entries[label].seeds
-        return np.stack([[seeds[k][view][s.id] for s in self.samples] for k in sorted(seeds)])
+        return np.stack([[seeds[k][view or self.main][s.id] for s in self.samples] for k in sorted(seeds)])
 
-    def correct(self, label: str, metric: str) -> NDArray[np.bool_]:
-        """Where a row was right under a `top1` metric: (seeds, samples of that metric)."""
-        view, mask = (MAIN, self.masks[metric]) if metric in self.masks else (metric, slice(None))
-        right: NDArray[np.bool_] = np.stack([self.task.right(x, self.targets) for x in self.logits(label, view)])
-        return right[:, mask]
+    def points(self, label: str, metric: str, view: str | None = None) -> NDArray[np.float64]:
+        """What each sample adds to a metric, (seeds, samples); not a number where it does not count."""
+        found = [self.task.points(x, self.targets)[metric] for x in self.logits(label, view)]
+        return np.stack([np.where(known, values, np.nan) for values, known in found]).astype(np.float64)
 
     def rows(self) -> list[Row]:
         """All rows as `results.json` has them."""
@@ -110,17 +110,20 @@ class Tally:
                 metrics.setdefault(name, []).append(value)
             for name, mask in self.masks.items():
                 inside = self.task.metrics(seed_logits[mask], self.targets[mask])
-                metrics.setdefault(name, []).append(inside.get(kind_of(name)))
+                metrics.setdefault(name, []).append(inside.get(self._kind(name)))
         for view in entry.views:
-            if view != MAIN:
+            if view != self.main:
                 every = self.logits(entry.label, view)
-                metrics[view] = [self.task.metrics(x, self.targets).get(kind_of(view)) for x in every]
+                metrics[view] = [self.task.metrics(x, self.targets).get(self._kind(view)) for x in every]
         for name in dict.fromkeys(n for values in entry.further.values() for n in values):
             metrics[name] = [entry.further[seed].get(name) for seed in sorted(entry.seeds)]
         return metrics
 
     def differences(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-        """Paired differences of every `top1` metric that both rows of a pair have.
+        """Paired differences of every metric that both rows of a pair have and that can be taken sample by sample.
+
+        These are `top1`, the shares of right columns, the squared error of a score; and its rank correlation. Where a
+        view or a subset is named after the main metric of several columns (`joint_first`), all of them are compared.
 
         Args:
             pairs: Row and reference.
@@ -129,36 +132,68 @@ class Tally:
             `row`, `reference`, `metric` and what `Difference.to_dict` gives, `text` for people.
         """
         result = []
+        compared = self._compared()
         for row, reference in pairs:
             shared = [v for v in self.entries[row].views if v in self.entries[reference].views]
-            for metric in [*shared, *self.masks]:
-                if kind_of(metric) == MAIN:
-                    difference = self._difference(row, reference, metric)
-                    result.append({"row": row, "reference": reference, "metric": metric,
-                                   **difference.to_dict(), "text": str(difference)})  # fmt: skip
+            for name in [*shared, *self.masks]:
+                kind = self._kind(name)
+                for metric in compared if kind == self.main else [k for k in compared if k == kind]:
+                    difference = self._difference(row, reference, metric, name)
+                    if difference is not None:
+                        result.append({"row": row, "reference": reference, "metric": metric + name[len(kind) :],
+                                       **difference.to_dict(), "text": str(difference)})  # fmt: skip
         return result
 
-    def _difference(self, row: str, reference: str, metric: str) -> Difference:
-        mask = self.masks.get(metric, np.arange(len(self.samples)))
-        groups = [self.groups[i] for i in mask]
-        return paired_bootstrap(self.correct(row, metric), self.correct(reference, metric), groups)
+    def _kind(self, name: str) -> str:
+        return kind_of(name, self.task.metric_kinds)
+
+    def _named(self, metric: str, part: Task) -> str:
+        """Name of a part's metric."""
+        return f"{metric}.{part.target}" if len(self.task.parts) > 1 else metric
+
+    def _compared(self) -> list[str]:
+        names = [self._named("spearman", part) for _, part in self.task.parts if isinstance(part, Score)]
+        points = self.task.points(self.logits(next(iter(self.entries)))[0], self.targets)
+        return [*names, *(name for name in points if not name.startswith("mae"))]  # which says what the square says
+
+    def _difference(self, row: str, reference: str, metric: str, name: str) -> Difference | None:
+        """Of a metric under the view, or on the subset, of this name; None where it is no number."""
+        view, mask = (None, self.masks[name]) if name in self.masks else (name, np.arange(len(self.samples)))
+        for i, (place, part) in enumerate(self.task.parts):
+            if isinstance(part, Score) and metric == self._named("spearman", part):
+                true = self.task.part_targets(self.targets, i)
+                mask = mask[part.labelled(true)[mask]]
+                a, b = (part.guess(self.logits(r, view)[:, mask, place]) for r in (row, reference))
+                return paired_spearman(a, b, true[mask], [self.groups[j] for j in mask]) if len(mask) else None
+        values = [self.points(r, metric, view) for r in (row, reference)]
+        mask = mask[~np.isnan(values[0][0][mask])]
+        share = not metric.startswith("mse")
+        groups = [self.groups[j] for j in mask]
+        return paired_bootstrap(values[0][:, mask], values[1][:, mask], groups, share=share) if len(mask) else None
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """Accuracy by class (mean over seeds), by row; of samples with several classes, those that have this one."""
-        marks = self.task.marks(self.targets)
-        has = [(name, column) for name, column in zip(self.task.class_names, marks.T, strict=True) if column.any()]
-        result = {}
-        for label in self.entries:
-            right = self.correct(label, MAIN).mean(0)
-            result[label] = {name: float(right[column].mean()) for name, column in has}
+        result: dict[str, dict[str, float]] = {label: {} for label in self.entries}
+        for i, (_, part) in enumerate(self.task.parts):
+            if not isinstance(part, Classes):
+                continue
+            marks = part.marks(self.task.part_targets(self.targets, i))
+            before = f"{part.target}=" if len(self.task.parts) > 1 else ""
+            for label in self.entries:
+                right = self.points(label, self._named("top1", part)).mean(0)
+                found = zip(part.class_names, marks.T, strict=True)
+                result[label] |= {before + name: float(right[c].mean()) for name, c in found if c.any()}
         return result
 
-    def confusion(self, label: str) -> NDArray[np.int64]:
-        """Confusion matrix of a row, summed over seeds."""
-        num = self.task.num_outputs
-        return sum(
-            (confusion(x.argmax(1), self.targets, num) for x in self.logits(label)), np.zeros((num, num), np.int64)
-        )
+    def confusion(self, label: str) -> dict[str, NDArray[np.int64]]:
+        """Confusion matrix of a row for every column with one class a sample, summed over seeds."""
+        result: dict[str, NDArray[np.int64]] = {}
+        for i, (place, part) in enumerate(self.task.parts):
+            if isinstance(part, Classification):
+                num, true = part.num_outputs, self.task.part_targets(self.targets, i)
+                every = self.logits(label)[..., place].argmax(-1)
+                result[part.target] = sum((confusion(x, true, num) for x in every), np.zeros((num, num), np.int64))
+        return result
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All predictions, for `predictions.npz`: `<row>/<view>` (seeds, samples, K), `<row>/seeds`."""
@@ -166,7 +201,7 @@ class Tally:
             "ids": np.array([s.id for s in self.samples]),
             "groups": np.array([g or "" for g in self.groups]),
             "targets": self.targets,
-            "classes": np.array(self.task.class_names),
+            "classes": np.array(self.task.output_names),
         }
         for label, entry in self.entries.items():
             arrays[f"{label}/seeds"] = np.array(sorted(entry.seeds))

@@ -22,7 +22,7 @@ from stillmotion.callbacks import (
 )
 from stillmotion.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, TrainerConfig
 from stillmotion.data.split import drop_labels, hold_out
-from stillmotion.data.splits import check_classes, check_labels, check_leaks
+from stillmotion.data.splits import check_classes, check_leaks
 from stillmotion.data.store import FrameStore
 from stillmotion.data.table import Table, read_table
 from stillmotion.engine import Engine
@@ -38,7 +38,7 @@ from stillmotion.models.pretrained import save_pretrained
 from stillmotion.predictions import write_predictions
 from stillmotion.results import make_row
 from stillmotion.run import Run, fingerprint
-from stillmotion.tasks import Task, make_task
+from stillmotion.tasks import Classes, Task, task_of
 
 
 class Interrupted(KeyboardInterrupt):
@@ -168,20 +168,21 @@ def split(job: Job) -> tuple[Parts, Task]:
     used = [name for name in (data.train, data.val, data.test) if name is not None]
     leaks = [f"{table.source}: {leak}" for leak in check_leaks(table, used)]
     train_table = table.select(data.train)
-    task = make_task(train_table, data.target)
-    for line in [*leaks, *check_classes(table, data.train, data.test, task.target, task.names)]:
+    task = task_of(table, data)
+    for _, part in task.parts:
+        if isinstance(part, Classes):
+            leaks += check_classes(table, data.train, data.test, part.target, part.names)
+    for line in leaks:
         say(f"warning: {line}")
     test = table.select(data.test) if data.test is not None else None
     val = table.select(data.val) if data.val is not None else None
     needed = job.trainer.select == "best" or job.trainer.early_stop or job.optim.schedule == "plateau"
     if val is not None:
-        check_labels(val, task.class_names, task.target, task.names)
+        task.check(val)
     elif needed:
-        train_table, val = hold_out(
-            train_table, data.val_fraction, job.seed, target=task.target, exclusive=task.exclusive
-        )
+        train_table, val = hold_out(train_table, data.val_fraction, job.seed, strata=task.strata)
     if data.label_fraction < 1.0:
-        train_table = drop_labels(train_table, task.target, data.label_fraction, job.seed, exclusive=task.exclusive)
+        train_table = drop_labels(train_table, task.columns, data.label_fraction, job.seed, stratum=task.stratum)
     return Parts(train_table, val, test), task
 
 
@@ -191,11 +192,11 @@ def build(job: Job, train: Table, task: Task) -> Method:
     Every network begins from its own seed, so that the same student starts from the same weights in every method.
     """
     torch.manual_seed(job.seed)
-    backbone = load_model(job.student, num_classes=task.num_outputs, class_names=task.class_names)
+    backbone = load_model(job.student, num_classes=task.num_outputs, class_names=task.output_names)
     teachers: dict[str, Encoder] = {}
     if job.teacher is not None:
         torch.manual_seed(job.seed + 1)  # as `extract` seeds it
-        teachers["teacher"] = load_model(job.teacher, num_classes=task.num_outputs, class_names=task.class_names)
+        teachers["teacher"] = load_model(job.teacher, num_classes=task.num_outputs, class_names=task.output_names)
     if job.features is not None:
         teachers["teacher"] = open_features(job.features, table=train, data=job.data, seed=job.seed,
                                             teacher=teachers.get("teacher"))  # fmt: skip
@@ -278,7 +279,9 @@ def selected(engine: Engine, select: str) -> dict[str, float]:
     if not rows:
         return {}
     name = next((k for k in rows[0] if k.startswith("val_") and k != "val_loss"), "val_loss")
-    row = max(rows, key=lambda r: r[name]) if select == "best" else rows[-1]
+    # A rank correlation may be no number.
+    known = [row for row in rows if math.isfinite(row.get(name, math.nan))] or rows[:1]
+    row = max(known, key=lambda r: r[name]) if select == "best" else rows[-1]
     return {k: v for k, v in row.items() if k.startswith("val_")}
 
 

@@ -15,7 +15,7 @@ from stillmotion.config import DataConfig, ModelConfig, OptimConfig, RowConfig, 
 from stillmotion.data.split import group_folds, leave_one_group_out
 from stillmotion.data.table import Table, TableError
 from stillmotion.results import write_atomic
-from stillmotion.tasks import TASKS, make_task, split_target
+from stillmotion.tasks import make_task, task_of
 
 COLUMN = "column"
 FOLD_SEED = 0
@@ -63,9 +63,8 @@ def make_folds(table: Table, splits: str, data: DataConfig) -> list[Fold]:
     fold_data = replace(data, train="train", val=None, test="test")
     inside = table.select(data.train) if table.splits else table
     if match := re.fullmatch(r"folds:(\d+)", splits):
-        column, kind = split_target(data.target)
-        exclusive = TASKS[kind].exclusive
-        pairs = list(group_folds(inside, int(match[1]), FOLD_SEED, target=column, exclusive=exclusive))
+        stratum = make_task(inside, data.targets, score=data.score).stratum
+        pairs = list(group_folds(inside, int(match[1]), FOLD_SEED, stratum=stratum))
         names = [f"fold{i}" for i in range(1, len(pairs) + 1)]
     elif splits == "leave-one-group-out":
         pairs = list(leave_one_group_out(inside))
@@ -198,7 +197,8 @@ def predict_fold(
     device = pick_device("cpu" if trainer.accelerator == "cpu" else "auto")
     found = predict_table(encoder, fold.test, task, batch_size=batch_size, workers=fold.data.workers, device=device,
                           short_side=fold.data.short_side, packed=fold.data.packed, flow=fold.data.flow)  # fmt: skip
-    write_arrays(target, ids=np.array(found.ids), logits=found.logits, view=np.array(key))
+    # Every fold scales its scores by its own training samples.
+    write_arrays(target, ids=np.array(found.ids), logits=task.in_units(found.logits), view=np.array(key))
 
 
 def extract_features(fold: Fold, teacher: ModelConfig, folder: Path, seed: int, accelerator: str) -> None:
@@ -217,7 +217,7 @@ def extract_features(fold: Fold, teacher: ModelConfig, folder: Path, seed: int, 
     from stillmotion.features import is_still
     from stillmotion.models.factory import load_model
 
-    task = make_task(fold.table.select(fold.data.train), fold.data.target)
+    task = task_of(fold.table, fold.data)
     torch.manual_seed(seed + 1)  # as `train` seeds its teacher
     encoder = load_model(teacher, num_classes=task.num_outputs)
     still = is_still(encoder.views, fold.data.augment) and teacher.weights != "random"
@@ -237,12 +237,12 @@ def run_baseline_fold(name: str, fold: Fold, target: Path, probe: ModelConfig | 
     if target.exists():
         return
     train = fold.table.select(fold.data.train)
-    task = make_task(train, fold.data.target)
+    task = task_of(fold.table, fold.data)
     found = run_baseline(
         name, train, fold.test, task, model=probe, cache=cache, seed=seed, workers=max(1, fold.data.workers)
     )
     facts = {"cost": dict(found.cost), "chosen": found.chosen}
-    write_arrays(target, ids=np.array(found.ids), logits=found.logits, facts=np.array(json.dumps(facts)))
+    write_arrays(target, ids=np.array(found.ids), logits=task.in_units(found.logits), facts=np.array(json.dumps(facts)))
 
 
 def measure_costs(runs: Mapping[str, Path], folds: Mapping[str, Fold], target: Path, trainer: TrainerConfig) -> None:

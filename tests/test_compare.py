@@ -194,7 +194,7 @@ def test_tally_by_hand() -> None:
     assert first["metrics"]["hallucinated_r2"]["values"] == [0.5, 0.1]
     assert second == make_row("b", {"top1": [1 / 3], "mean_class": [0.25], "top1_p": [0.5]}, {"frames": 1})
     assert tally.per_class()["a"] == {"x": 0.75, "y": 0.5}
-    assert tally.confusion("a").tolist() == [[3, 1], [1, 1]]
+    assert tally.confusion("a")["label"].tolist() == [[3, 1], [1, 1]]
     whole, part = tally.differences([("a", "b")])
     # Averaged over its seeds a is right 1, 1/2, 1/2; minus b: 1, -1/2, 1/2.
     assert (whole["metric"], whole["mean"]) == ("top1", pytest.approx(1 / 3))

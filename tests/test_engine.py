@@ -371,6 +371,6 @@ def test_gradient_norms_by_hand() -> None:
 
 
 def test_means_are_over_samples() -> None:
-    totals = {"loss": 6.0, "task_loss": 3.0, "samples": 4.0, "right": 1.0, "labelled": 2.0}
+    totals = {"loss": 6.0, "task_loss": 3.0, "samples": 4.0, "sum of top1": 1.0, "number of top1": 2.0}
     assert means(totals) == {"loss": 1.5, "task_loss": 0.75, "top1": 0.5}
     assert means({}) == {}

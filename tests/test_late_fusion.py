@@ -48,8 +48,8 @@ def test_the_mean_of_probabilities_by_hand(table: Path, tmp_path: Path) -> None:
     # Means 0.65, 0.35, 0.45, 0.75 of class a; the classes are a, b, a, b: right, right, wrong, wrong.
     assert {r["name"]: r["metrics"]["top1"]["mean"] for r in rows} == {"fused": 0.5, "a": 0.5, "b": 0.25}
     assert weights == {"a": 0.5, "b": 0.5}
-    names, logits = read_predictions(tmp_path / "both")
-    assert names == ("a", "b")
+    task, logits = read_predictions(tmp_path / "both")
+    assert task == Classification(("a", "b"))
     np.testing.assert_allclose(np.exp(logits["0.mp4"]), [0.65, 0.35], atol=1e-5)
     assert read_results(tmp_path / "both") == rows
     assert json.loads((tmp_path / "both" / "fusion.json").read_text()) == {"weights": weights, "chosen_on": None}

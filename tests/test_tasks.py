@@ -54,8 +54,8 @@ def test_labels_become_marks_and_back() -> None:
     with pytest.raises(TableError, match=r"line 7 \(x.mp4\): unknown tags 'fly'; classes: jump, run, sit"):
         TASK.encode(sample("run|fly"))
     assert task_from_dict(TASK.to_dict()) == TASK
-    with pytest.raises(ValueError, match="unknown task kind 'score'; known: classification, multilabel"):
-        task_from_dict({"kind": "score"})
+    with pytest.raises(ValueError, match="unknown task kind 'many'; known: classification, multilabel, score, joint"):
+        task_from_dict({"kind": "many"})
 
 
 @pytest.mark.parametrize("kind", [Classification, MultiLabel])
@@ -116,10 +116,10 @@ def test_splits_are_compared_label_by_label(tagged: Path) -> None:
     check_labels(table, ("jump", "run", "sit"), "tags", MultiLabel.names)
     with pytest.raises(TableError, match="unknown tags 'sit'; classes: jump, run"):
         check_labels(table, ("jump", "run"), "tags", MultiLabel.names)
-    assert make_task(table, "tags:multilabel") == TASK
-    assert len(make_task(table, "tags").class_names) == 6, "as one class each, every combination is its own"
-    with pytest.raises(ValueError, match="target 'tags:many': unknown kind 'many'; known: classification, multilabel"):
-        make_task(table, "tags:many")
+    assert make_task(table, ["tags:multilabel"]) == TASK
+    assert len(make_task(table, ["tags"]).class_names) == 6, "as one class each, every combination is its own"
+    with pytest.raises(ValueError, match="target 'tags:many': unknown kind 'many'; known: classification"):
+        make_task(table, ["tags:many"])
 
 
 NET = ModelConfig(name="timm/mobilenetv3_small_050", view={"size": 32})
@@ -127,7 +127,7 @@ OPTIM = OptimConfig(epochs=1, batch_size=3)
 
 
 def test_from_training_to_prediction(tagged: Path, tmp_path: Path) -> None:
-    data = DataConfig(target="tags:multilabel", test="test", workers=0)
+    data = DataConfig(targets=["tags:multilabel"], test="test", workers=0)
     teacher = train(tagged, output=tmp_path / "teacher", student=NET, data=data, optim=OPTIM)
     method = MethodConfig(name="hallucinate", options={"weight": 1.0})
     run = train(
@@ -163,20 +163,26 @@ def test_samples_without_a_label_anywhere() -> None:
     assert TASK.metrics(np.empty((0, 3), np.float32), nothing) == {}
     table = Table(tuple(sample("|") for _ in range(3)), "t.csv")
     with pytest.raises(TableError, match="column 'tags' has no class; a classifier needs two"):
-        make_task(table, "tags:multilabel")
+        make_task(table, ["tags:multilabel"])
 
 
 def test_fewer_labels_are_drawn_from_all_samples() -> None:
     names = [f"{a}|{b}" for a in "abcde" for b in "fghij"]
     table = Table(tuple(replace(sample(n), name=f"{i}.mp4", group=f"g{i}") for i, n in enumerate(names)), "t.csv")
-    kept = drop_labels(table, "tags", 0.2, 0, exclusive=False)
+    kept = drop_labels(table, ["tags"], 0.2, 0, stratum=TASK.stratum)
     assert sum("tags" in s.targets for s in kept) == 5
-    more = drop_labels(table, "tags", 0.4, 0, exclusive=False)
+    more = drop_labels(table, ["tags"], 0.4, 0, stratum=TASK.stratum)
     assert {s.name for s in kept if s.targets} < {s.name for s in more if s.targets}
-    assert sum("tags" in s.targets for s in drop_labels(table, "tags", 0.2, 0)) == 25, "each combination as a class"
-    train, val = hold_out(table, 0.2, 0, target="tags", exclusive=False)
+    assert (
+        sum(
+            "tags" in s.targets
+            for s in drop_labels(table, ["tags"], 0.2, 0, stratum=Classification((), "tags").stratum)
+        )
+        == 25
+    ), "each combination as a class"
+    train, val = hold_out(table, 0.2, 0, strata=TASK.strata)
     assert (len(train), len(val)) == (20, 5)
-    assert [len(test) for _, test in group_folds(table, 5, 0, target="tags", exclusive=False)] == [5] * 5
+    assert [len(test) for _, test in group_folds(table, 5, 0, stratum=TASK.stratum)] == [5] * 5
 
 
 def test_probabilities_are_those_of_the_training(tmp_path: Path, make_video: MakeVideo) -> None:
@@ -198,8 +204,8 @@ def test_probabilities_are_those_of_the_training(tmp_path: Path, make_video: Mak
     run = train(tmp_path / "t.csv", output=tmp_path / "run", student=NET, data=data, optim=OPTIM)
     here: dict[str, Any] = {"workers": 0, "device": "cpu"}
     one, several = (
-        evaluate(run.path, tmp_path / "t.csv", target=target, **here)[0]["metrics"]
-        for target in (None, "tags:multilabel")
+        evaluate(run.path, tmp_path / "t.csv", targets=targets, **here)[0]["metrics"]
+        for targets in ((), ["tags:multilabel"])
     )
     assert one["mAP"] == several["mAP"]
     assert one["top1"] == several["top1"]
@@ -209,7 +215,7 @@ def test_folds_are_joined_before_map_is_taken(tagged: Path, tmp_path: Path) -> N
     pairs = ("run|jump", "jump|sit", "sit|run")
     table = tagged.parent / "pairs.csv"
     table.write_text("\n".join(["path,tags", *(f"{k}.mp4,{pairs[k % 3]}" for k in range(10))]))
-    data = DataConfig(target="tags:multilabel", test=None, workers=0)
+    data = DataConfig(targets=["tags:multilabel"], test=None, workers=0)
     rows = {"plain": RowConfig(student=NET)}
     compare(table, output=tmp_path / "out", rows=rows, data=data, optim=OPTIM, seeds=[0], splits="folds:2", workers=1)
     (row,) = read_results(tmp_path / "out")
@@ -226,7 +232,7 @@ def test_comparison(tagged: Path, tmp_path: Path) -> None:
         "plain": RowConfig(student=NET),
         "logits": RowConfig(student=NET, method=MethodConfig(name="logits"), teacher=ModelConfig(name="row:plain")),
     }
-    data = DataConfig(target="tags:multilabel", test="test", workers=0, num_draws=1)
+    data = DataConfig(targets=["tags:multilabel"], test="test", workers=0, num_draws=1)
     compare(tagged, output=tmp_path / "out", rows=rows, data=data, optim=OPTIM, seeds=[0], baselines=[], workers=1)
     found = {row["name"]: row["metrics"] for row in read_results(tmp_path / "out")}
     assert all({"top1", "mAP"} <= metrics.keys() for metrics in found.values())

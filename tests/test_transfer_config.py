@@ -161,7 +161,7 @@ def test_which_training_waits_for_which(tables: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize(
     ("pre", "last", "changes", "message"),
     [
-        ({"data": {"tset": None}}, {}, {}, "row 'pre': data has no 'tset'; known: target"),
+        ({"data": {"tset": None}}, {}, {}, "row 'pre': data has no 'tset'; known: targets"),
         ({"data": {"test": "x"}}, {}, {}, r"'x'; splits here: train, test; set rows\.pre\.data\.test"),
         ({"table": "nothing.csv"}, {}, {}, r"row 'pre': nothing\.csv: no such file"),
         ({}, {"data": {"test": None}}, {}, "row 'last': data is for rows with a table of their own"),

@@ -2,23 +2,40 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from stillmotion.data.table import Sample, Table, TableError
 
 
-def drop_labels(table: Table, target: str, fraction: float, seed: int, *, exclusive: bool = True) -> Table:
-    """Keeps the label of a share of the samples, class by class; the others stay in the table without it.
+def label_of(sample: Sample) -> str | None:
+    """The class of a sample in column `label`."""
+    return sample.targets.get("label")
+
+
+def labels_of(sample: Sample) -> list[str]:
+    """The same as a list."""
+    return [label for label in [label_of(sample)] if label is not None]
+
+
+def drop_labels(
+    table: Table,
+    columns: Sequence[str],
+    fraction: float,
+    seed: int,
+    *,
+    stratum: Callable[[Sample], str | None] = label_of,
+) -> Table:
+    """Keeps the labels of a share of the samples, class by class; the others stay in the table without them.
 
     A smaller share keeps a part of what a larger one keeps (same seed), so that tables over shares compare.
 
     Args:
         table: The samples.
-        target: Column of the label.
-        fraction: Share of the labelled samples of each class that keep it, rounded; at least one of each class.
+        columns: Of the labels; a sample keeps all that it has, or none.
+        fraction: Share of the labelled samples of each class that keep them, rounded; at least one of each class.
         seed: Which ones.
-        exclusive: Whether a label is one class; labels that name several are drawn from all samples alike.
+        stratum: Class of a sample, None without a label.
 
     Raises:
         ValueError: The fraction is not in (0, 1].
@@ -26,15 +43,19 @@ def drop_labels(table: Table, target: str, fraction: float, seed: int, *, exclus
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"label_fraction={fraction}: must be above 0 and at most 1")
     keep: set[int] = set()
-    for label, rows in _rows_by_class(table, target, exclusive).items():
+    strata: dict[str, list[int]] = {}
+    for row, sample in enumerate(table):
+        if (name := stratum(sample)) is not None:
+            strata.setdefault(name, []).append(row)
+    for label, rows in strata.items():
         random.Random(f"{seed}/{label}").shuffle(rows)
         keep.update(rows[: max(1, round(fraction * len(rows)))])
-    samples = tuple(s if row in keep else _without(s, target) for row, s in enumerate(table))
+    samples = tuple(s if row in keep else _without(s, columns) for row, s in enumerate(table))
     return replace(table, samples=samples)
 
 
 def hold_out(
-    table: Table, fraction: float, seed: int, *, target: str = "label", exclusive: bool = True
+    table: Table, fraction: float, seed: int, *, strata: Callable[[Sample], Sequence[str]] = labels_of
 ) -> tuple[Table, Table]:
     """Divides a table into training and validation by group, classes in proportion.
 
@@ -46,8 +67,7 @@ def hold_out(
         table: The samples; those without a label go with their group.
         fraction: Share of the samples of each class that is held out.
         seed: Which groups.
-        target: Column of the label.
-        exclusive: Whether a label is one class; otherwise classes are not balanced.
+        strata: Classes of a sample, that of every column; none without a label.
 
     Returns:
         The table to train on, the one to validate with.
@@ -57,7 +77,7 @@ def hold_out(
     """
     groups: dict[str, Counter[str]] = {}
     for name, s in zip(_group_names(table), table, strict=True):
-        groups.setdefault(name, Counter()).update([_class_of(s, target, exclusive)] if target in s.targets else [])
+        groups.setdefault(name, Counter()).update(strata(s))
     total = sum(groups.values(), Counter[str]())
     left = Counter(label for counts in groups.values() for label in counts)
     order = list(groups)
@@ -82,7 +102,7 @@ def hold_out(
 
 
 def group_folds(
-    table: Table, folds: int, seed: int, *, target: str = "label", exclusive: bool = True
+    table: Table, folds: int, seed: int, *, stratum: Callable[[Sample], str | None] = label_of
 ) -> Iterator[tuple[Table, Table]]:
     """Folds over groups, classes in proportion as far as the groups allow (scikit-learn's `StratifiedGroupKFold`).
 
@@ -90,8 +110,7 @@ def group_folds(
         table: The samples. Those without a group each are their own.
         folds: Number of folds.
         seed: Which groups go together.
-        target: Column of the label; samples without one count as a class of their own.
-        exclusive: Whether a label is one class; otherwise classes are not balanced.
+        stratum: Class of a sample; those without one count as a class of their own.
 
     Yields:
         The table to train on, the one to test with; every sample is in one test table.
@@ -104,7 +123,7 @@ def group_folds(
     names = _group_names(table)
     if not 2 <= folds <= len(set(names)):
         raise ValueError(f"{table.source}: {folds} folds over {len(set(names))} groups; give 2 to {len(set(names))}")
-    labels = [_class_of(s, target, exclusive) if target in s.targets else "" for s in table]
+    labels = [stratum(s) or "" for s in table]
     # Classes with fewer samples than folds are no mistake here, so its warning says nothing new: it asks for balance.
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for _, test in splitter.split(names, labels, names):
@@ -139,17 +158,5 @@ def _group_names(table: Table) -> list[str]:
     return [f"sample {row}" if s.group is None else f"group {s.group}" for row, s in enumerate(table)]
 
 
-def _class_of(sample: Sample, target: str, exclusive: bool) -> str:
-    return sample.targets[target] if exclusive else "any"
-
-
-def _rows_by_class(table: Table, target: str, exclusive: bool) -> dict[str, list[int]]:
-    classes: dict[str, list[int]] = {}
-    for row, s in enumerate(table):
-        if target in s.targets:
-            classes.setdefault(_class_of(s, target, exclusive), []).append(row)
-    return classes
-
-
-def _without(sample: Sample, target: str) -> Sample:
-    return replace(sample, targets={c: v for c, v in sample.targets.items() if c != target})
+def _without(sample: Sample, columns: Sequence[str]) -> Sample:
+    return replace(sample, targets={c: v for c, v in sample.targets.items() if c not in columns})

@@ -177,7 +177,7 @@ class Table:
         if not values:
             columns = sorted({c for s in self.samples for c in s.targets})
             other = suggest_rename(columns, target)
-            remedy = f"; rename `{other}` to `{target}`, or pass target={other}" if other else "; add the column"
+            remedy = f"; rename `{other}` to `{target}`, or pass targets={other}" if other else "; add the column"
             have = ", ".join(columns) or "none"
             raise TableError(
                 f"{self.source}: no row has a value in column `{target}` (further columns: {have}){remedy}"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stillmotion.methods.base import Distillation, has_logits
 from stillmotion.models.encoder import Batch, Encoder
-from stillmotion.tasks import Task
+from stillmotion.tasks import Score, Task
 
 
 def distillation_loss(
@@ -44,6 +44,33 @@ def distillation_loss(
     else:
         soft, target = (torch.stack([F.logsigmoid(x), F.logsigmoid(-x)], -1) for x in (soft, target))
     return F.kl_div(soft, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def task_distillation(
+    logits: Tensor, teacher_logits: Tensor, task: Task, *, temperature: float = 4.0, teacher_grad: bool = False
+) -> Tensor:
+    """`distillation_loss` of every set of classes, squared distance of every score as it is learned, by weight.
+
+    Args:
+        logits: (B, K).
+        teacher_logits: (B, K), of the same task.
+        task: Says which logits belong together.
+        temperature, teacher_grad: See `distillation_loss`.
+
+    Returns:
+        Scalar mean over the batch.
+    """
+    parts = []
+    for weight, (place, part) in zip(task.weights, task.parts, strict=True):
+        mine, taught = logits[:, place], teacher_logits[:, place]
+        if isinstance(part, Score) and not part.binned:
+            taught = taught if teacher_grad else taught.detach()
+            loss = F.mse_loss(mine.float(), taught.float())
+        else:
+            loss = distillation_loss(mine, taught, temperature=temperature, exclusive=part.exclusive,
+                                     teacher_grad=teacher_grad)  # fmt: skip
+        parts.append(weight * loss if len(task.parts) > 1 else loss)
+    return sum(parts[1:], parts[0])
 
 
 class LogitDistillation(Distillation):
@@ -92,8 +119,7 @@ class LogitDistillation(Distillation):
         result = {"loss": self.task_weight * task_loss, "task_loss": task_loss, "logits": out["logits"]}
         if self.weight:
             teacher_logits = self.outputs_of("teacher", batch)["logits"]
-            loss = distillation_loss(out["logits"], teacher_logits, temperature=self.temperature,
-                                     exclusive=self.task.exclusive)  # fmt: skip
+            loss = task_distillation(out["logits"], teacher_logits, self.task, temperature=self.temperature)
             result |= {"loss": result["loss"] + self.weight * loss, "distillation_loss": loss}
         return result
 

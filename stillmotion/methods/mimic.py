@@ -30,7 +30,7 @@ class Mimic(Distillation):
         encoders: `student` and `teacher`. With both weights 0 the teacher is dropped.
         task: The student's own loss.
         target: What is matched: the `embedding` (MARS), the `logits`, or the `scores` (their softmax; sigmoid
-            where a sample may have several classes).
+            where a sample may have several classes; a score as it is learned).
         weight: Of the distance (the papers' alpha).
         task_weight: Of the task loss.
         task_to: What the task loss trains: `all` (MARS), or the `classifier` alone (MERS), whose input is cut off.
@@ -151,7 +151,8 @@ class Mimic(Distillation):
         logits = out["moment_logits"].float()
         if self.target == "logits":
             return logits
-        return logits.softmax(-1) if self.task.exclusive else logits.sigmoid()
+        scores: Tensor = self.task.scores(logits)
+        return scores
 
     def weights(self) -> dict[str, float]:
         parts = {"task_loss": self.task_weight}

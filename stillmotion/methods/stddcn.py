@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stillmotion.methods.base import Method
 from stillmotion.methods.hallucinate import shuffled_order
-from stillmotion.methods.logits import distillation_loss
+from stillmotion.methods.logits import task_distillation
 from stillmotion.models.encoder import Batch, Encoder, StoredFeatures
 from stillmotion.models.fusion import STREAMS
 from stillmotion.models.two_stream import Connect, Density, Direction, TwoStream
@@ -127,8 +127,7 @@ class Stddcn(Method):
             if len(batch["index"]) == 1:
                 return mine.float().sum() * 0.0
             taught = taught[shuffled_order(batch["index"])]
-        return distillation_loss(mine, taught, temperature=self.temperature, exclusive=self.task.exclusive,
-                                 teacher_grad=self.teacher_grad)  # fmt: skip
+        return task_distillation(mine, taught, self.task, temperature=self.temperature, teacher_grad=self.teacher_grad)
 
     def weights(self) -> dict[str, float]:
         parts = {"task_loss": 1.0, **{f"{stream}_loss": 1.0 for stream in STREAMS}}

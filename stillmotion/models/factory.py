@@ -134,7 +134,7 @@ def _load_run(
     if config.weights == "default":
         raise ValueError(f"{config.name}: weights=default is for library networks; leave it out to take the run's own")
     encoder, task, _ = load_pretrained(config.name, weights=config.weights is None, view=config.view, taps=taps)
-    own = task.class_names
+    own = task.output_names
     renamed = class_names is not None and num_classes > 0 and tuple(class_names) != own
     if encoder.num_classes != num_classes or renamed:
         reason = f"classifier of {encoder.num_classes} classes, here {num_classes}"

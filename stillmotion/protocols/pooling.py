@@ -1,6 +1,6 @@
 """From clips to videos, and how good the scores of videos are: Hit@k and average precision."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,9 @@ def sigmoid(logits: Floats) -> NDArray[np.float64]:
     return np.asarray(1.0 / (1.0 + np.exp(-logits.astype(np.float64))))
 
 
-def pool_clips(logits: Floats, pooling: Pooling, *, exclusive: bool = True) -> Floats:
+def pool_clips(
+    logits: Floats, pooling: Pooling, *, exclusive: bool = True, weights: NDArray[np.floating] | None = None
+) -> Floats:
     """One row of logits a video from those of its clips and crops.
 
     Args:
@@ -35,6 +37,7 @@ def pool_clips(logits: Floats, pooling: Pooling, *, exclusive: bool = True) -> F
         pooling: `scores` takes the mean of the clips' scores (softmax), and gives its logarithm. `logits` takes the
             mean of the logits: that of a linear classifier on the mean of the clips' features.
         exclusive: Whether a video has one class. Otherwise the score of a class is a sigmoid, and the result its logit.
+        weights: Of the clips, (N,), that add up to 1; None: all alike.
 
     Returns:
         (S, K).
@@ -48,13 +51,17 @@ def pool_clips(logits: Floats, pooling: Pooling, *, exclusive: bool = True) -> F
         [[0.30000001192092896, 0.699999988079071]]
     """
     if pooling == "logits":
-        return np.asarray(logits.mean(1), np.float32)
+        return np.asarray(_mean(logits, weights), np.float32)
     if pooling == "scores":
         if not exclusive:
-            mean = sigmoid(logits).mean(1)
+            mean = _mean(sigmoid(logits), weights)
             return np.asarray(np.log(np.maximum(mean, TINY)) - np.log(np.maximum(1.0 - mean, TINY)), np.float32)
-        return np.asarray(np.log(np.maximum(softmax(logits).mean(1), TINY)), np.float32)
+        return np.asarray(np.log(np.maximum(_mean(softmax(logits), weights), TINY)), np.float32)
     raise ValueError(f"pooling={pooling!r}: choose logits or scores")
+
+
+def _mean(values: NDArray[Any], weights: NDArray[np.floating] | None) -> NDArray[Any]:
+    return np.asarray(values.mean(1) if weights is None else np.tensordot(values, weights, (1, 0)))
 
 
 def l2_normalise(x: Floats) -> Floats:

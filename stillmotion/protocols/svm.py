@@ -79,7 +79,7 @@ def svm(
     task = Classification.of(used, target)
     x = found.arrays[tap][[places[s.id] for s in used]]
     x = l2_normalise(x) if normalise == "l2" else x
-    predictions, folds = _predict(x, used, task, _divide(used, protocol, train, test, seed, target), c, seed)
+    predictions, folds = _predict(x, used, task, _divide(used, protocol, train, test, seed, task), c, seed)
     predictions = replace(predictions, errors=errors)
     metrics = _metrics(predictions, task, ranked=protocol == "column")
     metrics |= {"unreadable": float(len(errors))} if errors else {}
@@ -92,7 +92,7 @@ def svm(
 
 
 def _divide(
-    table: Table, protocol: str, train: str, test: str, seed: int, target: str
+    table: Table, protocol: str, train: str, test: str, seed: int, task: Classification
 ) -> Iterator[tuple[Table, Table]]:
     """Samples to train on and to test with, fold by fold.
 
@@ -100,14 +100,14 @@ def _divide(
         ValueError: There is no such protocol, or the table does not allow it.
     """
     if protocol == "column":
-        check_classes(table, train, test, target)
+        check_classes(table, train, test, task.target)
         return iter([(table.select(train), table.select(test))])
     if protocol == "leave-one-out":
         return ((_only(table, lambda i, k=k: i != k), _only(table, lambda i, k=k: i == k)) for k in range(len(table)))
     if protocol == "leave-one-group-out":
         return leave_one_group_out(table)
     if match := re.fullmatch(r"folds:(\d+)", protocol):
-        return group_folds(table, int(match[1]), seed, target=target)
+        return group_folds(table, int(match[1]), seed, stratum=task.stratum)
     raise ValueError(f"protocol={protocol!r}: choose one of {PROTOCOLS}")
 
 

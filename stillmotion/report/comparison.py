@@ -21,22 +21,19 @@ from stillmotion.results import (
     all_metrics,
     format_cost,
     format_metric,
+    head_of,
+    is_accuracy,
     read_results,
     write_atomic,
     write_results,
 )
 from stillmotion.run import Run
-from stillmotion.tally import KINDS, MAIN, Entry, Tally, load_views
-from stillmotion.tasks import make_task
+from stillmotion.tally import Entry, Tally, load_views
+from stillmotion.tasks import metrics_of, task_of
 from stillmotion.trials import Trial, label_of
 
 COSTS_FILE = "costs.json"
-CURVES = {
-    "hallucination loss": "hallucination_loss",
-    "task loss": "task_loss",
-    "training top1": "top1",
-    "validation top1": "val_top1",
-}
+CURVES = {"hallucination loss": "hallucination_loss", "task loss": "task_loss"}
 
 
 @dataclass(frozen=True)
@@ -89,9 +86,9 @@ def collect(plan: Plan, failed: Mapping[str, str]) -> Found:
 
 def _baseline(plan: Plan, name: str) -> Entry:
     paths = [plan.baseline_file(name, fold) for fold in plan.folds]
-    logits = {k: v for path in paths for k, v in load_views({MAIN: path})[MAIN].items()}
+    logits = {k: v for path in paths for k, v in load_views({plan.main: path})[plan.main].items()}
     cost = _facts(paths[0])["cost"]
-    return Entry(name, (MAIN,), {plan.seeds[0]: {MAIN: logits}}, cost=cost)
+    return Entry(name, (plan.main,), {plan.seeds[0]: {plan.main: logits}}, cost=cost)
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -106,9 +103,10 @@ def _add_seed(plan: Plan, entry: Entry, seed: int, trials: Sequence[Trial]) -> N
     entry.seeds[seed] = {v: {k: x for part in parts for k, x in part[v].items()} for v in plan.evaluate}
     # What only the run itself knows: R2 of the hallucinated feature, `top1` of the parts of a network.
     known: dict[str, list[float]] = {}
+    own = (*metrics_of(plan.data.targets), "unreadable")
     for folder in folders:
         for name, metric in Run(folder).results()[0]["metrics"].items():
-            if metric["mean"] is not None and name not in (*KINDS, "unreadable"):
+            if metric["mean"] is not None and name not in own:
                 known.setdefault(name, []).append(metric["mean"])
     entry.further[seed] = {n: float(np.mean(v)) for n, v in known.items() if len(v) == len(folders)}
 
@@ -124,11 +122,11 @@ def write_comparison(plan: Plan, found: Found, failed: Mapping[str, str]) -> lis
     for entry in found.entries:
         entry.cost = entry.cost or known.get(entry.label, {})
     samples = [s for fold in plan.folds for s in fold.test]
-    train = plan.folds[0].table.select(plan.folds[0].data.train)
-    tally = Tally(found.entries, samples, make_task(train, plan.data.target), plan.subsets)
+    task = task_of(plan.folds[0].table, plan.folds[0].data).unscaled()
+    tally = Tally(found.entries, samples, task, plan.subsets)
     rows, differences, classes = tally.rows(), tally.differences(_pairs(plan, found)), tally.per_class()
     extra = {
-        "classes": list(tally.task.class_names),
+        "classes": list(tally.task.output_names),
         "num_samples": len(tally.samples),
         "unreadable": tally.unreadable,
         "differences": differences,
@@ -220,7 +218,7 @@ def difference_lines(differences: Sequence[Mapping[str, Any]]) -> list[str]:
     """Paired differences as a Markdown list."""
     lines = []
     for d in differences:
-        metric = "" if d["metric"] == MAIN else f" on `{d['metric']}`"
+        metric = "" if d["metric"] == "top1" else f" on `{d['metric']}`"
         mark = "" if d["excludes_zero"] else " (includes 0)"
         lines.append(f"- `{d['row']}` minus `{d['reference']}`{metric}: {d['text']}{mark}")
     return lines
@@ -228,6 +226,8 @@ def difference_lines(differences: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _per_class_table(classes: Mapping[str, Mapping[str, float]]) -> str:
     names = list(dict.fromkeys(c for values in classes.values() for c in values))
+    if not names:
+        return ""
     if len(names) > 12:
         return "Accuracy by class: `per_class.csv`."
     lines = ["## Accuracy by class (%)", "", "| row | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
@@ -254,7 +254,9 @@ def _pictures(plan: Plan, tally: Tally, rows: Sequence[Row]) -> str:
         path = plan.run_folder(trial) / "metrics.csv"  # a mean of networks has learned nothing, and has none
         if trial.label in tally.entries and trial.seed in tally.entries[trial.label].seeds and path.exists():
             curves.setdefault(trial.label, []).append(path)
-    if plot_curves(curves, CURVES, plan.output / "curves.png"):
+    seen = [n for n in ("top1", "correct", "mae") if n in (*metrics_of(plan.data.targets), "top1")]
+    columns = {**CURVES, **{f"training {n}": n for n in seen[:1]}, f"validation {plan.main}": f"val_{plan.main}"}
+    if plot_curves(curves, columns, plan.output / "curves.png"):
         shown.append("![curves](curves.png)")
     by_name = {row["name"]: row["metrics"] for row in rows}
     if len(plan.evaluate) > 1:
@@ -263,42 +265,52 @@ def _pictures(plan: Plan, tally: Tally, rows: Sequence[Row]) -> str:
             for r in plan.rows
             if r in by_name
         }
-        plot_series(lines, plan.output / "views.png", xlabel="what is seen of a test video", ylabel="%")
+        unit = "%" if all(map(is_accuracy, plan.evaluate)) else "metric (shares in %)"
+        plot_series(lines, plan.output / "views.png", xlabel="what is seen of a test video", ylabel=unit)
         shown.append("![views](views.png)")
     if len(plan.fractions) > 1:
         shares = sorted(plan.fractions)
         lines = {
             row: {
-                f"{100 * f:g}": _point(by_name[label_of(row, f)], MAIN) for f in shares if label_of(row, f) in by_name
+                f"{100 * f:g}": _point(by_name[label_of(row, f)], plan.main)
+                for f in shares
+                if label_of(row, f) in by_name and by_name[label_of(row, f)][plan.main]["mean"] is not None
             }
             for row in plan.rows
             if row not in plan.stages
         }
-        plot_series(lines, plan.output / "labels.png", xlabel="share of labels (%)", ylabel="top1 (%)")
+        plot_series(lines, plan.output / "labels.png", xlabel="share of labels (%)", ylabel=head_of(plan.main))
         shown.append("![labels](labels.png)")
-    if not tally.task.exclusive:
-        return "## Pictures\n\n" + "\n".join(shown)
+    classes = {part.target: list(part.class_names) for _, part in tally.task.parts}
+    drawn = False
     for label in tally.entries:
-        matrix, names = tally.confusion(label), list(tally.task.class_names)
-        plot_confusion(matrix, names, plan.output / "confusion" / f"{label}.png", title=label)
-        text = json.dumps({"classes": names, "matrix": matrix.tolist()})
-        write_atomic(plan.output / "confusion" / f"{label}.json", text + "\n")
+        for column, matrix in tally.confusion(label).items():
+            name = f"{label}.{column}" if len(classes) > 1 else label
+            plot_confusion(matrix, classes[column], plan.output / "confusion" / f"{name}.png", title=name)
+            text = json.dumps({"classes": classes[column], "matrix": matrix.tolist()})
+            write_atomic(plan.output / "confusion" / f"{name}.json", text + "\n")
+            drawn = True
+    if not drawn:
+        return "## Pictures\n\n" + "\n".join(shown)
     return "## Pictures\n\n" + "\n".join([*shown, "", "Confusion matrices: `confusion/`, summed over seeds."])
 
 
 def _point(metrics: Mapping[str, Any], name: str) -> tuple[float, float | None]:
+    scale = 100 if is_accuracy(name) else 1
     mean, std = metrics[name]["mean"], metrics[name]["std"]
-    return 100 * mean, None if std is None else 100 * std
+    return scale * mean, None if std is None else scale * std
 
 
 def print_table(output: Path) -> None:
     """Prints what matters most of a comparison to the terminal: accuracies, cost, differences."""
     rows = read_results(output)
-    names = [n for n in all_metrics(rows) if n.startswith(MAIN)]
+    # Of several targets the columns by themselves would not fit into a terminal.
+    names = [n for n in all_metrics(rows) if n.startswith(("joint", "correct", "all_correct", "spearman"))]
+    names = names or [n for n in all_metrics(rows) if n.startswith("top1")]
     costs = [c for c in ("gmacs", "ms_per_video", "frames") if any(r["cost"][c] is not None for r in rows)]
     table = RichTable()
     table.add_column("row", no_wrap=True)
-    for name in [*(f"{n} (%)" for n in names), *(COST_HEADS[c] for c in costs)]:
+    for name in [*map(head_of, names), *(COST_HEADS[c] for c in costs)]:
         table.add_column(name.replace("_", " "), justify="right")
     for row in rows:
         cells = [format_metric(n, row["metrics"].get(n)) for n in names]

@@ -167,6 +167,30 @@ def plot_confusion(matrix: NDArray[np.integer[Any]], names: Sequence[str], png: 
     return save_figure(figure, png)
 
 
+def plot_scores(
+    guesses: NDArray[np.floating[Any]], scores: NDArray[np.floating[Any]], name: str, png: str | Path
+) -> Path:
+    """Guessed over true scores, with the line on which they are equal.
+
+    Args:
+        guesses, scores: (S,).
+        name: Of the score.
+        png: Where the picture goes.
+    """
+    from stillmotion.metrics import spearman
+
+    figure, (axis,) = new_figure(4.6, 4.4)
+    axis.scatter(scores, guesses, s=14, alpha=0.6, color=COLOURS[0], linewidths=0)
+    ends = [float(min(scores.min(), guesses.min())), float(max(scores.max(), guesses.max()))]
+    axis.plot(ends, ends, color="#888888", lw=1)
+    axis.set_xlabel(f"true {name}")
+    axis.set_ylabel(f"guessed {name}")
+    rank = spearman(guesses, scores)
+    said = f"Spearman {rank:.3f}" if math.isfinite(rank) else "no ranking"
+    axis.set_title(f"{said} of {len(scores)} samples", **TITLE)
+    return save_figure(figure, png)
+
+
 def plot_cost(rows: "Sequence[Row]", png: str | Path, *, metric: str = "top1") -> Path:
     """Accuracy over cost: a panel for GMACs and one for milliseconds, rows without such a cost as dashed lines.
 

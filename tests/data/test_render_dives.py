@@ -27,7 +27,7 @@ from stillmotion.data.sets import SETS
 from stillmotion.data.sets.mtl_aqa import COUNTS, NAMES
 from stillmotion.data.table import read_table
 from tests.data.test_render import digest
-from tests.data.test_sets_dives import DIVE, OFFICIAL, release, save
+from tests.data.test_sets_dives import DIVE, OFFICIAL, halves, release, save
 
 UNKNOWN = {"103C", "105C", "203B", "203C", "303B", "303C", "403C", "5134D", "5333D"}
 """Dives that MTL-AQA does not have."""
@@ -40,9 +40,9 @@ def flight(number: str, **faults: float) -> Flight:
     return Flight(
         words["rotation_type"],
         words["position"],
-        int(words["ss_no"]),
-        int(words["tw_no"]),
-        words["armstand"] == "yes",
+        halves(words["ss_no"]),
+        halves(words["tw_no"]),
+        words["armstand"] == "armstand",
         spring=0.7 if number[0] == "6" else 2.6,
         **faults,
     )
@@ -65,15 +65,15 @@ def test_the_drawn_trunk_turns_as_often_and_in_the_direction_as_the_number_says(
     angles = trunk_angles(held, np.linspace(-2.0, held.seconds, 160))
     sense = 1 if words["rotation_type"] in ("forward", "back") else -1  # clockwise, when the pool is on the right
     turned = sense * (angles[-1] - angles[0])
-    assert turned == pytest.approx(180 * int(words["ss_no"]) + 8, abs=1.5)
-    assert np.cos(np.deg2rad(angles[0])) == pytest.approx(-1 if words["armstand"] == "yes" else 1, abs=0.01)
+    assert turned == pytest.approx(180 * halves(words["ss_no"]) + 8, abs=1.5)
+    assert np.cos(np.deg2rad(angles[0])) == pytest.approx(-1 if words["armstand"] == "armstand" else 1, abs=0.01)
     assert np.cos(np.deg2rad(angles[-1])) < -0.98  # all of these dives end head first
     # On the feet, the knees point to the pool or to the platform; on the hands as after half a somersault.
     faces = 1 if words["rotation_type"] in ("forward", "reverse") else -1
     crouch = held.joints(-0.3)
-    if words["armstand"] == "no":
+    if words["armstand"] == "standing":
         assert np.sign(crouch["knee"][0] - crouch["ankle"][0]) == faces
-    assert np.sign(crouch["front"][0]) == (-faces if words["armstand"] == "yes" else faces)
+    assert np.sign(crouch["front"][0]) == (-faces if words["armstand"] == "armstand" else faces)
 
 
 @pytest.mark.parametrize(("number", "twists"), [("107B", 0), ("5231D", 1), ("5253B", 3), ("6245D", 5), ("5337D", 7)])
@@ -151,7 +151,7 @@ def test_difficulty_rises_with_somersaults_and_twists() -> None:
                 continue  # 205B is officially harder than 5251B
             words = attributes(number)
             same = (words["rotation_type"], words["armstand"], words["position"], words[kept])
-            chains[same].append((int(words[rising]), value))
+            chains[same].append((halves(words[rising]), value))
         assert max(len(chain) for chain in chains.values()) >= 4
         for chain in chains.values():
             values = [value for _, value in sorted(chain)]
@@ -215,7 +215,7 @@ def test_the_command_writes_the_columns_of_mtl_aqa(tmp_path: Path, capsys: pytes
     assert table.groups == ["event01", "event02"]
     for sample in table:
         assert sample.targets["position"] in NAMES["position"]
-        assert int(sample.targets["ss_no"]) <= COUNTS["ss_no"]
+        assert halves(sample.targets["ss_no"]) <= COUNTS["ss_no"]
         assert (sample.start is not None, sample.end - sample.start) == (True, 96)  # type: ignore[operator]
         assert read_frames(sample.path, [0, int(sample.end) + 6]).shape == (2, 3, 32, 40)  # type: ignore[arg-type]
     by_event = read_table(tmp_path / "o" / "table_by_event.csv")

@@ -85,13 +85,13 @@ def test_leave_one_group_out() -> None:
 
 def test_drop_labels_keeps_a_share_of_each_class() -> None:
     table = table_of(*[("a", "x")] * 40, *[("b", "y")] * 20, *[("c", "z")] * 3, (None, "z"))
-    fewer = drop_labels(table, "label", 0.1, seed=0)
+    fewer = drop_labels(table, ["label"], 0.1, seed=0)
     assert labels(fewer) == {"a": 4, "b": 2, "c": 1, None: 57}
     assert [s.name for s in fewer] == [s.name for s in table]
     assert [s.group for s in fewer] == [s.group for s in table]
-    more = drop_labels(table, "label", 0.25, seed=0)
+    more = drop_labels(table, ["label"], 0.25, seed=0)
     assert {s.name for s in fewer if s.targets} < {s.name for s in more if s.targets}
-    assert drop_labels(table, "label", 1.0, seed=0) == table
-    assert drop_labels(table, "label", 0.1, seed=1) != fewer
+    assert drop_labels(table, ["label"], 1.0, seed=0) == table
+    assert drop_labels(table, ["label"], 0.1, seed=1) != fewer
     with pytest.raises(ValueError, match=r"label_fraction=0: must be above 0"):
-        drop_labels(table, "label", 0, seed=0)
+        drop_labels(table, ["label"], 0, seed=0)

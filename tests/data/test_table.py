@@ -256,7 +256,7 @@ def test_classes_sort_numbers_by_value_and_explain_a_missing_column(write: Write
     unnamed = read_table(write("path,class,split\na.mp4,jump,train\n"))
     with pytest.raises(TableError, match=r"videos.csv: no row has a value in column `label` \(further columns: class"):
         unnamed.classes()
-    with pytest.raises(TableError, match=r"rename `class` to `label`, or pass target=class$"):
+    with pytest.raises(TableError, match=r"rename `class` to `label`, or pass targets=class$"):
         unnamed.classes()
     assert unnamed.classes("class") == ["jump"]
 

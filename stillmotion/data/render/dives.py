@@ -24,7 +24,7 @@ from stillmotion.data.render.actions import write_video
 from stillmotion.data.render.diver import Flight, Swimmer, draw_diver
 from stillmotion.data.render.painting import Rng
 from stillmotion.data.render.poolside import LEFT, TOP, Pool, Venue, follow, paint_venue
-from stillmotion.data.sets.mtl_aqa import WINDOW, frame_window
+from stillmotion.data.sets.mtl_aqa import NAMES, WINDOW, frame_window, turns
 from stillmotion.data.table import SEPARATOR, Table, read_table
 
 FPS = 25
@@ -124,8 +124,8 @@ class Dive:
         """How it goes."""
         words, f = attributes(self.number), self.faults
         return Flight(
-            words["rotation_type"], words["position"], int(words["ss_no"]), int(words["tw_no"]),
-            words["armstand"] == "yes", over=f.over, knees=f.knees, apart=f.apart, distance=f.distance,
+            words["rotation_type"], words["position"], *half_turns(self.number), self.number[0] == "6",
+            over=f.over, knees=f.knees, apart=f.apart, distance=f.distance,
             spring=self.spring, height=self.who.height,
         )  # fmt: skip
 
@@ -140,18 +140,28 @@ def attributes(number: str) -> dict[str, str]:
     """What the number of a dive says, in the words of MTL-AQA.
 
     Example:
-        >>> attributes("6243D")
-        {'position': 'free', 'armstand': 'yes', 'rotation_type': 'back', 'ss_no': '4', 'tw_no': '3'}
+        >>> ", ".join(attributes("6243D").values())
+        'free, armstand, back, 2 somersaults, 1.5 twists'
     """
-    group, digits = number[0], number[1:-1]
-    direction, turns = (digits[0], digits[1:]) if group in "56" else (group, digits[1:])
+    somersaults, twists = half_turns(number)
     return {
         "position": _POSITIONS[number[-1]],
-        "armstand": "yes" if group == "6" else "no",
-        "rotation_type": _DIRECTIONS[direction],
-        "ss_no": turns[0],
-        "tw_no": turns[1:] or "0",
+        "armstand": NAMES["armstand"][number[0] == "6"],
+        "rotation_type": _DIRECTIONS[number[1] if number[0] in "56" else number[0]],
+        "ss_no": turns("ss_no", somersaults),
+        "tw_no": turns("tw_no", twists),
     }
+
+
+def half_turns(number: str) -> tuple[int, int]:
+    """Half somersaults and half twists of a dive.
+
+    Example:
+        >>> half_turns("107B"), half_turns("6243D")
+        ((7, 0), (4, 3))
+    """
+    digits = number[2:-1]
+    return int(digits[0]), int(digits[1:] or 0)
 
 
 def final_score(difficulty: float, judges: Sequence[float]) -> float:

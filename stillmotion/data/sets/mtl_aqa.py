@@ -29,12 +29,13 @@ Window = Literal["official", "annotated"]
 ANNOTATIONS = "final_annotations_dict.pkl"
 NAMES = {
     "position": ("free", "pike", "tuck"),
-    "armstand": ("no", "yes"),
+    "armstand": ("standing", "armstand"),
     "rotation_type": ("back", "forward", "inward", "reverse"),
 }
 """What the numbers of an attribute mean."""
 COUNTS = {"ss_no": 9, "tw_no": 7}
 """Attributes that count half somersaults and half twists, and the largest that the official heads tell apart."""
+_TURNS = {"ss_no": "somersault", "tw_no": "twist"}
 NUMBERS = ("difficulty", "final_score")
 WINDOW, SEEN = 103, 96
 """The official window ends at the dive's last frame; its first 96 frames are used."""
@@ -87,8 +88,9 @@ def read(
         missing: What to do with dives whose video is not there.
 
     Returns:
-        Groups are events. Columns: dive, position, armstand, rotation_type, ss_no and tw_no (half somersaults, half
-        twists), difficulty, final_score; where their files are there, caption, dive_number, judge_scores. No `label`.
+        Groups are events. Columns: dive, position, armstand, rotation_type, ss_no and tw_no (`2.5 somersaults`,
+        `1 twist`), difficulty, final_score; where their files are there, caption, dive_number, judge_scores. No
+        `label`.
 
     Raises:
         TableError: In one line: file, dive, remedy.
@@ -275,4 +277,15 @@ def _is_key(item: Any) -> bool:
 
 def _targets(fields: Mapping[str, Any]) -> dict[str, str]:
     named = {name: words[fields[name]] for name, words in NAMES.items()}
-    return {**named, **{name: f"{fields[name]:g}" for name in (*COUNTS, *NUMBERS)}}
+    turned = {name: turns(name, fields[name]) for name in COUNTS}
+    return {**named, **turned, **{name: f"{fields[name]:g}" for name in NUMBERS}}
+
+
+def turns(name: str, halves: int) -> str:
+    """Half somersaults or half twists in words.
+
+    Example:
+        >>> turns("ss_no", 5), turns("tw_no", 2), turns("tw_no", 0)
+        ('2.5 somersaults', '1 twist', '0 twists')
+    """
+    return f"{halves / 2:g} {_TURNS[name]}{'' if halves == 2 else 's'}"

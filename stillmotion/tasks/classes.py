@@ -1,31 +1,25 @@
-"""Tasks: which target, which loss, which metrics, and how a prediction reads to a person.
+"""Classes: one of several for a sample, or any number of them."""
 
-A task is plain data that imports no torch until a loss is asked for, so that an exported student needs none.
-Unlabelled samples carry the value `UNLABELLED`: they add nothing to the task loss and still carry a distillation loss.
-"""
-
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stillmotion.data.splits import check_labels
 from stillmotion.data.table import Sample, Table, TableError, split_labels
-from stillmotion.protocols.pooling import hit_at_k, mean_average_precision, sigmoid, softmax
+from stillmotion.protocols.pooling import Pooling, hit_at_k, mean_average_precision, pool_clips, sigmoid, softmax
+from stillmotion.tasks.base import UNLABELLED, Answer, Logits, Targets, Task, as_float, comma_list
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-UNLABELLED = -1
-Targets = NDArray[Any]
-"""Of S samples, (S,) or (S, ...), as the task's `encode` gives them."""
-
 
 @dataclass(frozen=True)
-class Task(ABC):
-    """What a network is to tell of a sample.
+class Classes(Task):
+    """A task whose logits are those of classes.
 
     Args:
         class_names: In the order of the logits.
@@ -34,11 +28,6 @@ class Task(ABC):
 
     class_names: tuple[str, ...]
     target: str = "label"
-    kind: ClassVar[str]
-    exclusive: ClassVar[bool]
-    """Whether a sample has one class: probabilities are then a softmax, otherwise a sigmoid each."""
-    metric_kinds: ClassVar[tuple[str, ...]]
-    """What `metrics` may give."""
 
     @classmethod
     def of(cls, table: Table, target: str = "label") -> Self:
@@ -59,93 +48,77 @@ class Task(ABC):
         return tuple(values)
 
     @property
-    def num_outputs(self) -> int:
-        """Width of the logits."""
-        return len(self.class_names)
-
-    @abstractmethod
-    def encode(self, sample: Sample) -> Any:
-        """Target of a sample, a number or an array of the same shape for all; `UNLABELLED` without a label.
-
-        Raises:
-            TableError: The label is not among the classes.
-        """
+    def output_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.class_names
 
     def has_label(self, sample: Sample) -> bool:
-        """Whether the table names a class of a sample."""
         return bool(self.names([v for v in [sample.targets.get(self.target)] if v is not None]))
+
+    def check(self, table: Table) -> None:
+        check_labels(table, self.class_names, self.target, self.names)
 
     @abstractmethod
     def marks(self, targets: Targets) -> NDArray[np.bool_]:
         """True classes of every sample, (S, K); none without a label."""
 
-    def encode_all(self, samples: Iterable[Sample]) -> Targets:
-        """Targets of samples, (S, ...)."""
-        rows = [self.encode(s) for s in samples]
-        return np.array(rows, np.int64) if rows or self.exclusive else np.empty((0, self.num_outputs), np.int64)
-
-    def labelled(self, targets: Any) -> Any:
-        """Which samples have a label, (S,) bool; takes and gives arrays or tensors."""
-        return (targets if targets.ndim == 1 else targets[:, 0]) != UNLABELLED
-
-    def scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Probabilities of the classes, (..., K)."""
-        return softmax(logits) if self.exclusive else np.asarray(sigmoid(logits), np.float32)
-
     @abstractmethod
     def right(self, logits: Any, targets: Any) -> Any:
         """Where the first guess is right, (S,) bool: its mean is `top1`. Takes and gives arrays or tensors."""
 
-    @abstractmethod
-    def loss(self, logits: "Tensor", targets: "Tensor") -> "Tensor":
-        """Mean over the labelled samples of a batch; 0 (with gradient 0) if there is none.
+    def points(self, logits: Any, targets: Any) -> dict[str, tuple[Any, Any]]:
+        return {"top1": (as_float(self.right(logits, targets)), self.labelled(targets))}
 
-        Args:
-            logits: (B, num_outputs).
-            targets: (B, ...), as `encode` gives them.
-        """
+    def scores(self, logits: Any) -> Any:
+        """Probabilities of the classes, (..., K)."""
+        if isinstance(logits, np.ndarray):
+            return softmax(logits) if self.exclusive else np.asarray(sigmoid(logits), np.float32)
+        return logits.softmax(-1) if self.exclusive else logits.sigmoid()
+
+    def pool(self, logits: Logits, pooling: Pooling, weights: NDArray[np.floating] | None = None) -> Logits:
+        return pool_clips(logits, pooling, exclusive=self.exclusive, weights=weights)
+
+    def choices(self, logits: Logits) -> NDArray[np.int64]:
+        return np.asarray(logits.argmax(1)[:, None], np.int64)
 
     @abstractmethod
-    def metrics(self, logits: NDArray[np.float32], targets: Targets) -> dict[str, float]:
-        """Metrics of the labelled samples as fractions, the main one first; empty without any."""
-
-    @abstractmethod
-    def read(self, logits: NDArray[np.float32], *, top: int = 5) -> list[tuple[str, float]]:
+    def read(self, logits: Logits, *, top: int = 5) -> list[tuple[str, float]]:
         """The `top` classes with their probabilities, most probable first."""
 
-    def text(self, target: Any) -> str:
-        """A target as the table has it; empty without a label."""
-        return "" if target == UNLABELLED else self.class_names[int(target)]
-
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON data; `task_from_dict` reads it back."""
         return {"kind": self.kind, **asdict(self), "class_names": list(self.class_names)}
 
     def _index(self, name: str, sample: Sample) -> int:
         try:
             return self.class_names.index(name)
         except ValueError:
-            known = ", ".join(self.class_names[:8]) + (", ..." if len(self.class_names) > 8 else "")
             raise TableError(
-                f"line {sample.line} ({sample.name}): unknown {self.target} {name!r}; classes: {known}; correct the "
-                "label, or leave it empty for an unlabelled sample"
+                f"line {sample.line} ({sample.name}): unknown {self.target} {name!r}; classes: "
+                f"{comma_list(self.class_names)}; correct the label, or leave it empty for an unlabelled sample"
             ) from None
 
 
 @dataclass(frozen=True)
-class Classification(Task):
+class Classification(Classes):
     """One class of several: cross-entropy; `top1`, `top5`, `mean_class`."""
 
     kind = "classification"
-    exclusive = True
     metric_kinds = ("top1", "top5", "mean_class")
 
     def encode(self, sample: Sample) -> int:
         value = sample.targets.get(self.target)
         return UNLABELLED if value is None else self._index(value, sample)
 
+    def stratum(self, sample: Sample) -> str | None:
+        return sample.targets.get(self.target)
+
+    def labelled(self, targets: Any) -> Any:
+        return targets != UNLABELLED
+
     def marks(self, targets: Targets) -> NDArray[np.bool_]:
         return np.asarray(targets[:, None] == np.arange(self.num_outputs))
+
+    def classes_of(self, targets: Targets) -> NDArray[np.int64]:
+        return np.asarray(targets, np.int64)
 
     def right(self, logits: Any, targets: Any) -> Any:
         return logits.argmax(-1) == targets
@@ -156,7 +129,7 @@ class Classification(Task):
         total = F.cross_entropy(logits.float(), targets, ignore_index=UNLABELLED, reduction="sum")
         return total / (targets != UNLABELLED).sum().clamp(min=1)
 
-    def metrics(self, logits: NDArray[np.float32], targets: Targets) -> dict[str, float]:
+    def metrics(self, logits: Logits, targets: Targets) -> dict[str, float]:
         """`top1`, `top5` (with more than five classes) and `mean_class`, as fractions of the labelled samples.
 
         Example:
@@ -176,7 +149,7 @@ class Classification(Task):
         result["mean_class"] = float(np.mean([right[targets == c].mean() for c in np.unique(targets)]))
         return result
 
-    def read(self, logits: NDArray[np.float32], *, top: int = 5) -> list[tuple[str, float]]:
+    def read(self, logits: Logits, *, top: int = 5) -> list[tuple[str, float]]:
         """The `top` classes with their probabilities, most probable first.
 
         Example:
@@ -187,9 +160,16 @@ class Classification(Task):
         order = np.argsort(-logits, kind="stable")[:top]
         return [(self.class_names[i], float(exp[i] / exp.sum())) for i in order]
 
+    def answers(self, logits: Logits, *, top: int = 5) -> tuple[Answer, ...]:
+        labels = tuple(self.read(logits, top=max(1, top)))
+        return (Answer(self.target, labels[0][0], labels),)
+
+    def text(self, target: Any) -> str:
+        return "" if target == UNLABELLED else self.class_names[int(target)]
+
 
 @dataclass(frozen=True)
-class MultiLabel(Task):
+class MultiLabel(Classes):
     """Any number of classes at once, `run|jump` in the table: binary cross-entropy; `top1`, `top5`, `mAP`.
 
     `top1` and `top5` are Hit@1 and Hit@5: whether one of the sample's labels is among the first guesses.
@@ -203,6 +183,10 @@ class MultiLabel(Task):
     def names(values: Sequence[str]) -> tuple[str, ...]:
         return tuple(sorted({name for value in values for name in split_labels(value)}))
 
+    @property
+    def target_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.num_outputs,)
+
     def encode(self, sample: Sample) -> NDArray[np.int64]:
         """(K,) of 0 and 1."""
         names = split_labels(sample.targets.get(self.target, ""))
@@ -212,8 +196,16 @@ class MultiLabel(Task):
         marks[[self._index(name, sample) for name in names]] = 1
         return marks
 
+    def labelled(self, targets: Any) -> Any:
+        # A batch without any readable sample has targets (0,).
+        return (targets if targets.ndim == 1 else targets[:, 0]) != UNLABELLED
+
     def marks(self, targets: Targets) -> NDArray[np.bool_]:
         return targets > 0
+
+    def classes_of(self, targets: Targets) -> NDArray[np.int64]:
+        _, numbers = np.unique(targets, axis=0, return_inverse=True)
+        return np.where(self.labelled(targets), numbers.ravel(), UNLABELLED)
 
     def right(self, logits: Any, targets: Any) -> Any:
         return targets[list(range(len(targets))), logits.argmax(-1)] > 0
@@ -226,7 +218,7 @@ class MultiLabel(Task):
         total: Tensor = (each.mean(1) * known).sum() / known.sum().clamp(min=1)
         return total
 
-    def metrics(self, logits: NDArray[np.float32], targets: Targets) -> dict[str, float]:
+    def metrics(self, logits: Logits, targets: Targets) -> dict[str, float]:
         """`top1`, `top5` (with more than five classes) and `mAP`, the mean average precision over the classes.
 
         Example:
@@ -243,52 +235,16 @@ class MultiLabel(Task):
             result["top5"] = hit_at_k(logits, marks, 5)
         return {**result, "mAP": mean_average_precision(logits, marks)}
 
-    def read(self, logits: NDArray[np.float32], *, top: int = 5) -> list[tuple[str, float]]:
+    def read(self, logits: Logits, *, top: int = 5) -> list[tuple[str, float]]:
         """The `top` classes, each with its own probability (they do not add up to 1)."""
         scores = self.scores(logits)
         return [(self.class_names[i], float(scores[i])) for i in np.argsort(-logits, kind="stable")[:top]]
 
+    def answers(self, logits: Logits, *, top: int = 5) -> tuple[Answer, ...]:
+        """In the text all classes that are more likely than not; the likeliest if there is none."""
+        ranked = self.read(logits, top=self.num_outputs)
+        text = " and ".join(name for i, (name, p) in enumerate(ranked) if i == 0 or p > 0.5)
+        return (Answer(self.target, text, tuple(ranked[: max(1, top)])),)
+
     def text(self, target: Any) -> str:
         return "|".join(name for name, mark in zip(self.class_names, target, strict=True) if mark > 0)
-
-
-TASKS: dict[str, type[Task]] = {task.kind: task for task in (Classification, MultiLabel)}
-
-
-def make_task(table: Table, target: str = "label") -> Task:
-    """The task of a column.
-
-    Args:
-        table: Its values name the classes.
-        target: Column, of which each sample has one class; `COLUMN:multilabel` for several, with `|` between them.
-
-    Raises:
-        TableError: No such column, or fewer than two classes.
-        ValueError: No such kind.
-    """
-    column, kind = split_target(target)
-    return TASKS[kind].of(table, column)
-
-
-def split_target(target: str) -> tuple[str, str]:
-    """Column and kind of a target.
-
-    Raises:
-        ValueError: No such kind.
-
-    Example:
-        >>> split_target("label"), split_target("tags:multilabel")
-        (('label', 'classification'), ('tags', 'multilabel'))
-    """
-    column, _, kind = target.partition(":")
-    if kind and kind not in TASKS:
-        raise ValueError(f"target {target!r}: unknown kind {kind!r}; known: {', '.join(TASKS)}")
-    return column, kind or Classification.kind
-
-
-def task_from_dict(data: dict[str, Any]) -> Task:
-    """Reads what `Task.to_dict` gave."""
-    kind = data.get("kind")
-    if kind not in TASKS:
-        raise ValueError(f"unknown task kind {kind!r}; known: {', '.join(TASKS)}")
-    return TASKS[kind](tuple(data["class_names"]), data["target"])
