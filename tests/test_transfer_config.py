@@ -46,6 +46,7 @@ def tables(tmp_path: Path, make_video: MakeVideo) -> tuple[Path, Path]:
     )
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_stages(tables: tuple[Path, Path], tmp_path: Path) -> None:
     """The command of the recipe's comment, with a few of its rows."""
     (command,) = commands_of(RECIPE)
