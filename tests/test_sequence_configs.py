@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from stillmotion import api
 from stillmotion.__main__ import main
@@ -86,6 +87,25 @@ def test_published_figures(path: Path, figures: str) -> None:
     """METHODS 2.6. Table 6 has a split that nobody else has."""
     assert figures in path.read_text()
     assert ("another split" in path.read_text()) == path.stem.startswith("static_")
+
+
+@pytest.mark.parametrize("path", DIVES + SCENES + RENDERED, ids=lambda p: p.stem)
+def test_commands_of_the_comment_are_understood(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them; those with other targets learn these, and stage one stays what it is."""
+    monkeypatch.chdir(CONFIGS.parent)
+    for command in commands_of(path):
+        with pytest.raises(SystemExit) as end:
+            main([*command, "--print_config"])
+        assert end.value.code == 0, command
+        parsed = yaml.safe_load(capsys.readouterr().out)
+        if "--targets" in command:
+            at = command.index("--targets") + 1
+            wanted = [*ATTRIBUTES, "final_score:score"] if command[at] == "position" else ["final_score:score"]
+            assert parsed["data"]["targets"] == wanted
+            for name, row in parsed["rows"].items():
+                assert (row["data"].get("targets") == ["label"]) == (row["table"] is not None), name
 
 
 def test_dives_follow_the_text() -> None:
