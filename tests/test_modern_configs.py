@@ -32,6 +32,7 @@ def test_the_tiny_recipe_differs_in_sizes_only() -> None:
     assert "dinov2" in full["probe"]["name"]
 
 
+@pytest.mark.slow
 def test_tiny_size_runs(tiny_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER.parents[1])
     run = tmp_path / "run"

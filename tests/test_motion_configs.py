@@ -78,10 +78,16 @@ def test_every_row_makes_a_step(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mars", "relation"])
-def test_tiny_size_runs(name: str, tiny_table: Path, tmp_path: Path) -> None:
-    path = CONFIGS / name / "tiny.yaml"
+def test_tiny_size_has_methods_of_the_full_one(name: str) -> None:
     full, tiny = (rows_of(CONFIGS / name / f"{size}.yaml") for size in ("ucf101", "tiny"))
     for row, settings in tiny.items():
         assert settings.get("method", {}).get("name") == full[row].get("method", {}).get("name")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mars", "relation"])
+def test_tiny_size_runs(name: str, tiny_table: Path, tmp_path: Path) -> None:
+    path = CONFIGS / name / "tiny.yaml"
+    tiny = rows_of(path)
     assert main(["compare", "--config", str(path), str(tiny_table), "--output", str(tmp_path / "run")]) == 0
     assert [row["name"] for row in read_results(tmp_path / "run")] == list(tiny)

@@ -81,6 +81,7 @@ def test_tiny_size_of_a_protocol_runs(
     assert main(["svm", str(run / "features.parquet"), str(tiny_table), "--tap", "embedding"]) == 0
 
 
+@pytest.mark.slow
 def test_tiny_size_runs(tiny_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER.parents[1])
     run = tmp_path / "run"
