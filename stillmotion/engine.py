@@ -7,7 +7,6 @@ uninterrupted one.
 
 import hashlib
 import math
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from stillmotion.config import OptimConfig
 from stillmotion.methods.base import Method
 from stillmotion.models.encoder import Batch
 from stillmotion.optim import Schedule, find_norms, gradient_norms, make_optimiser
+from stillmotion.tasks import comparable
 
 LOG_EVERY = 10
 KEY = "stillmotion"
@@ -166,10 +166,8 @@ class Engine(L.LightningModule):
     def _judge(self) -> None:
         """Compares the validation metric (the task's first) with the best so far."""
         value = next((v for k, v in self._val_row.items() if k != "val_loss"), None)
-        if value is not None and math.isnan(value):
-            value = -sys.float_info.max  # a rank correlation may be no number; the first epoch is the best then too
-        if value is not None and value > self.best:
-            self.best, self.bad_epochs = value, 0
+        if value is not None and comparable(value) > self.best:
+            self.best, self.bad_epochs = comparable(value), 0
         elif value is not None:
             self.bad_epochs += 1
 

@@ -15,7 +15,7 @@ from stillmotion.data.table import Table, read_table
 from stillmotion.evaluate import asked, evaluate, paper_metrics
 from stillmotion.predictions import Predictions, read_predictions, write_predictions
 from stillmotion.results import Row, make_row, write_atomic, write_results
-from stillmotion.tasks import Task
+from stillmotion.tasks import Task, comparable
 
 Array = NDArray[np.float32]
 FILES = (".csv", ".json")
@@ -122,8 +122,7 @@ def choose_weights(scores: _Scores) -> NDArray[np.float64]:
         metrics = scores.task.metrics(found.logits, found.targets)
         if not metrics:
             raise ValueError(f"{scores.table.source}: no sample has a label to choose weights by; name another split")
-        main = next(iter(metrics.values()))
-        return main if np.isfinite(main) else -np.inf, -float(np.square(weights - equal).sum())
+        return comparable(next(iter(metrics.values()))), -float(np.square(weights - equal).sum())
 
     return max([equal, *simplex(count, 20 if count < 4 else 10)], key=rank)
 

@@ -10,7 +10,7 @@ from stillmotion.config import DataConfig, ModelConfig, OptimConfig, RowConfig, 
 from stillmotion.data.table import Table, TableError, read_table
 from stillmotion.tally import kind_of
 from stillmotion.tasks import metrics_of, split_targets
-from stillmotion.trials import Fold, Trial
+from stillmotion.trials import Fold, Trial, plain_name
 from stillmotion.view import Augment
 
 ROW = "row:"
@@ -137,9 +137,7 @@ def read_stages(rows: Mapping[str, RowConfig], data: DataConfig, root: str | Non
                     f"row {name!r}: data is for rows with a table of their own; set table, or leave it out"
                 )
             continue
-        known = [f.name for f in fields(DataConfig)]
-        if unknown := [k for k in row.data if k not in known]:
-            raise ValueError(f"row {name!r}: data has no {unknown[0]!r}; known: {', '.join(known)}")
+        _check_settings(f"row {name!r}: data", row.data, DataConfig)
         changes: dict[str, Any] = {
             k: Augment(**v) if k == "augment" and isinstance(v, Mapping) else v for k, v in row.data.items()
         }
@@ -153,8 +151,14 @@ def read_stages(rows: Mapping[str, RowConfig], data: DataConfig, root: str | Non
                 have = ", ".join(table.splits) or "none"
                 raise TableError(f"row {name!r}: {row.table}: no sample in split {split!r}; splits here: {have}; set "
                                  f"rows.{name}.data.{part}, to null where there is none")  # fmt: skip
-        found[name] = Fold(re.sub(r"[^\w.@%+-]+", "_", Path(row.table).stem), table, own)
+        found[name] = Fold(plain_name(Path(row.table).stem), table, own)
     return found
+
+
+def _check_settings(where: str, given: Mapping[str, Any], config: type[DataConfig] | type[OptimConfig]) -> None:
+    known = [f.name for f in fields(config)]
+    if unknown := [k for k in given if k not in known]:
+        raise ValueError(f"{where} has no {unknown[0]!r}; known: {', '.join(known)}")
 
 
 def check(plan: Plan) -> None:
@@ -207,9 +211,7 @@ def _check_baselines(plan: Plan) -> None:
 def _check_row(plan: Plan, name: str, row: RowConfig) -> None:
     from stillmotion.methods import method_class
 
-    known = [f.name for f in fields(OptimConfig)]
-    if unknown := [k for k in row.optim if k not in known]:
-        raise ValueError(f"row {name!r}: optim has no {unknown[0]!r}; known: {', '.join(known)}")
+    _check_settings(f"row {name!r}: optim", row.optim, OptimConfig)
     data = plan.stages[name].data if name in plan.stages else plan.data
     if row.teacher is not None and row.cache and data.num_draws is None:
         raise ValueError(f"row {name!r}: stored teacher features need a fixed number of draws; set data.num_draws, or "

@@ -38,7 +38,7 @@ from stillmotion.models.pretrained import save_pretrained
 from stillmotion.predictions import write_predictions
 from stillmotion.results import make_row
 from stillmotion.run import Run, fingerprint
-from stillmotion.tasks import Classes, Task, task_of
+from stillmotion.tasks import Classes, Task, comparable, task_of
 
 
 class Interrupted(KeyboardInterrupt):
@@ -279,9 +279,7 @@ def selected(engine: Engine, select: str) -> dict[str, float]:
     if not rows:
         return {}
     name = next((k for k in rows[0] if k.startswith("val_") and k != "val_loss"), "val_loss")
-    # A rank correlation may be no number.
-    known = [row for row in rows if math.isfinite(row.get(name, math.nan))] or rows[:1]
-    row = max(known, key=lambda r: r[name]) if select == "best" else rows[-1]
+    row = max(rows, key=lambda r: comparable(r.get(name, math.nan))) if select == "best" else rows[-1]
     return {k: v for k, v in row.items() if k.startswith("val_")}
 
 

@@ -59,7 +59,7 @@ def make_folds(table: Table, splits: str, data: DataConfig) -> list[Fold]:
         if data.test is None:
             raise ValueError("data.test is not set: a comparison needs a test split; name it, or give splits=folds:5")
         table.select(data.train), table.select(data.test)
-        return [Fold(_plain(data.test), table, data)]
+        return [Fold(plain_name(data.test), table, data)]
     fold_data = replace(data, train="train", val=None, test="test")
     inside = table.select(data.train) if table.splits else table
     if match := re.fullmatch(r"folds:(\d+)", splits):
@@ -68,7 +68,7 @@ def make_folds(table: Table, splits: str, data: DataConfig) -> list[Fold]:
         names = [f"fold{i}" for i in range(1, len(pairs) + 1)]
     elif splits == "leave-one-group-out":
         pairs = list(leave_one_group_out(inside))
-        names = [_plain(str(test[0].group)) for _, test in pairs]
+        names = [plain_name(str(test[0].group)) for _, test in pairs]
     elif splits.startswith("column:"):
         pairs, names = _by_column(table, splits.removeprefix("column:"))
     else:
@@ -85,7 +85,7 @@ def _by_column(table: Table, column: str) -> tuple[list[tuple[Table, Table]], li
         test = tuple(s for s in table if s.targets.get(column) == value)
         train = tuple(s for s in table if s.targets.get(column) != value)
         pairs.append((replace(table, samples=train), replace(table, samples=test)))
-    return pairs, [f"{_plain(column)}-{_plain(v)}" for v in values]
+    return pairs, [f"{plain_name(column)}-{plain_name(v)}" for v in values]
 
 
 def _joined(train: Table, test: Table) -> Table:
@@ -93,7 +93,7 @@ def _joined(train: Table, test: Table) -> Table:
     return replace(train, samples=tuple(parts))
 
 
-def _plain(text: str) -> str:
+def plain_name(text: str) -> str:
     """Text that can name a folder."""
     return re.sub(r"[^\w.@%+-]+", "_", text) or "_"
 

@@ -8,23 +8,13 @@ from dataclasses import replace
 from stillmotion.data.table import Sample, Table, TableError
 
 
-def label_of(sample: Sample) -> str | None:
-    """The class of a sample in column `label`."""
-    return sample.targets.get("label")
-
-
-def labels_of(sample: Sample) -> list[str]:
-    """The same as a list."""
-    return [label for label in [label_of(sample)] if label is not None]
-
-
 def drop_labels(
     table: Table,
     columns: Sequence[str],
     fraction: float,
     seed: int,
     *,
-    stratum: Callable[[Sample], str | None] = label_of,
+    stratum: Callable[[Sample], str | None],
 ) -> Table:
     """Keeps the labels of a share of the samples, class by class; the others stay in the table without them.
 
@@ -55,7 +45,7 @@ def drop_labels(
 
 
 def hold_out(
-    table: Table, fraction: float, seed: int, *, strata: Callable[[Sample], Sequence[str]] = labels_of
+    table: Table, fraction: float, seed: int, *, strata: Callable[[Sample], Sequence[str]]
 ) -> tuple[Table, Table]:
     """Divides a table into training and validation by group, classes in proportion.
 
@@ -102,7 +92,7 @@ def hold_out(
 
 
 def group_folds(
-    table: Table, folds: int, seed: int, *, stratum: Callable[[Sample], str | None] = label_of
+    table: Table, folds: int, seed: int, *, stratum: Callable[[Sample], str | None]
 ) -> Iterator[tuple[Table, Table]]:
     """Folds over groups, classes in proportion as far as the groups allow (scikit-learn's `StratifiedGroupKFold`).
 

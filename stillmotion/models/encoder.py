@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -197,6 +197,26 @@ def check_moment_wise(*parts: Encoder) -> None:
     if joined := [part.config.get("name") for part in parts if part.joins_moments]:
         raise ValueError(f"{joined[0]}: looks at all moments of a video together, so it cannot be part of another "
                          "network; put that one inside it, as its backbone")  # fmt: skip
+
+
+def check_choice(name: str, value: Any, kind: Any) -> None:
+    """Refuses a value that is none of a `Literal`'s.
+
+    Raises:
+        ValueError: Naming the setting and what there is.
+    """
+    if value not in get_args(kind):
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(get_args(kind))}")
+
+
+def check_dropout(dropout: float) -> None:
+    """Refuses what is no share of the units.
+
+    Raises:
+        ValueError: It is not in [0, 1).
+    """
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout={dropout}: must be at least 0 and below 1")
 
 
 def to_channels_last(module: nn.Module) -> None:

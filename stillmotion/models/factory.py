@@ -202,12 +202,9 @@ def _build_student(
     class_names: Sequence[str] | None,
     options: dict[str, Any],
 ) -> HallucinatingStudent:
-    if not isinstance(options.get("backbone"), Mapping) or "name" not in options["backbone"]:
-        raise ValueError("hallucinating needs backbone={name: ...}, the network that it extends")
-    backbone: dict[str, Any] = {"num_classes": 0, **options.pop("backbone")}
-    backbone["view"] = {**backbone.get("view", {}), **view}
-    backbone["taps"] = list(taps) or backbone.get("taps", [])
-    return HallucinatingStudent(create_model(**backbone), num_classes=num_classes, **options)
+    given = _given("hallucinating", "backbone", "the network that it extends", options)
+    backbone = _part(given, given.get("num_classes", 0), taps, view, None)
+    return HallucinatingStudent(backbone, num_classes=num_classes, **options)
 
 
 def _build_streams(
@@ -223,9 +220,7 @@ def _build_streams(
         raise ValueError(f"unknown tap {odd[0]!r}; name a stream and its layer, such as appearance.layer4")
     streams = []
     for stream in STREAMS:
-        given = options.pop(stream, None)
-        if not isinstance(given, Mapping) or "name" not in given:
-            raise ValueError(f"{name} needs {stream}={{name: ...}}, the network of this stream")
+        given = _given(name, stream, "the network of this stream", options)
         layers = [tap.removeprefix(f"{stream}.") for tap in taps if tap.startswith(f"{stream}.")]
         streams.append(_part(given, given.get("num_classes", num_classes), layers, view, class_names))
     return build(*streams, num_classes=num_classes, **options)
@@ -238,10 +233,16 @@ def _build_sequence(
     class_names: Sequence[str] | None,
     options: dict[str, Any],
 ) -> FrameSequence:
-    given = options.pop("backbone", None)
-    if not isinstance(given, Mapping) or "name" not in given:
-        raise ValueError("sequence needs backbone={name: ...}, the network that sees each moment")
+    given = _given("sequence", "backbone", "the network that sees each moment", options)
     return FrameSequence(_part(given, 0, taps, view, None), num_classes=num_classes, **options)
+
+
+def _given(name: str, part: str, what: str, options: dict[str, Any]) -> Mapping[str, Any]:
+    """Takes the settings of a network within a network out of its options."""
+    given = options.pop(part, None)
+    if not isinstance(given, Mapping) or "name" not in given:
+        raise ValueError(f"{name} needs {part}={{name: ...}}, {what}")
+    return given
 
 
 def _part(

@@ -1,12 +1,12 @@
 """Two networks as one: appearance and motion, joined at their scores or at their features (METHODS 4.5)."""
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from stillmotion.models.encoder import Encoder, check_moment_wise
+from stillmotion.models.encoder import Encoder, check_choice, check_moment_wise
 from stillmotion.view import View
 
 FusionKind = Literal["mean", "sum", "concat", "gate", "attention"]
@@ -85,8 +85,7 @@ class FusedStreams(Encoder):
     ) -> None:
         super().__init__()
         check_moment_wise(appearance, motion)
-        if fusion not in get_args(FusionKind):
-            raise ValueError(f"fusion={fusion!r}: choose one of {', '.join(get_args(FusionKind))}")
+        check_choice("fusion", fusion, FusionKind)
         if not 0.0 <= motion_weight <= 1.0:
             raise ValueError(f"motion_weight={motion_weight}: must be in [0, 1]")
         self.streams = nn.ModuleDict({"appearance": appearance, "motion": motion})

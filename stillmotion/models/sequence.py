@@ -5,12 +5,12 @@ The moments of the view are the frames of the sequence (or its clips, where the 
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from stillmotion.models.adapters import ImageEncoder
-from stillmotion.models.encoder import Encoder, check_moment_wise
+from stillmotion.models.encoder import Encoder, check_choice, check_dropout, check_moment_wise
 from stillmotion.models.student import HallucinatingStudent
 from stillmotion.models.temporal import Shift, shift_moments
 
@@ -119,7 +119,11 @@ class FrameSequence(Encoder):
     ) -> None:
         super().__init__()
         check_moment_wise(backbone)
-        _check(aggregate, shift, dropout, shift_share)
+        check_choice("aggregate", aggregate, Aggregate)
+        check_choice("shift", shift, Shift)
+        check_dropout(dropout)
+        if not 0.0 <= shift_share <= 0.5:
+            raise ValueError(f"shift_share={shift_share}: must be from 0 to 0.5")
         report = backbone.weights_report
         if backbone.num_classes:
             backbone.reset_classifier(0)
@@ -208,13 +212,3 @@ def residual_branches(network: nn.Module) -> Iterator[nn.Module]:
                 passes = getattr(block, "has_skip", False) or getattr(block, "use_res_connect", False)
                 if passes and first.groups == 1:
                     yield first
-
-
-def _check(aggregate: str, shift: str, dropout: float, share: float) -> None:
-    for name, value, known in (("aggregate", aggregate, get_args(Aggregate)), ("shift", shift, get_args(Shift))):
-        if value not in known:
-            raise ValueError(f"{name}={value!r}: choose one of {', '.join(known)}")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout={dropout}: must be at least 0 and below 1")
-    if not 0.0 <= share <= 0.5:
-        raise ValueError(f"shift_share={share}: must be from 0 to 0.5")

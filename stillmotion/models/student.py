@@ -1,13 +1,13 @@
 """The student of HalluciNet: a backbone, a branch that guesses the teacher's feature, and their fusion."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from stillmotion.models.adapters import ImageEncoder
-from stillmotion.models.encoder import Encoder, check_moment_wise
+from stillmotion.models.encoder import Encoder, check_choice, check_moment_wise
 
 Fusion = Literal["concat", "none", "direct"]
 Tap = Literal["embedding", "pool5", "fc7"]
@@ -76,8 +76,7 @@ class HallucinatingStudent(Encoder):
         is_vgg = "/vgg" in backbone.config["name"] and isinstance(backbone, ImageEncoder)
         is_vgg = is_vgg and not isinstance(backbone, VggPool5)
         self.tap: Tap = _resolve_tap(tap, backbone, is_vgg=is_vgg)
-        if fuse not in get_args(Fusion):
-            raise ValueError(f"fuse={fuse!r}: choose one of {', '.join(get_args(Fusion))}")
+        check_choice("fuse", fuse, Fusion)
         fc6 = _read_fc6(backbone, self.tap, fuse, init_fc6)
         if backbone.num_classes:
             backbone.reset_classifier(0)
@@ -139,8 +138,7 @@ class HallucinatingStudent(Encoder):
 def _resolve_tap(tap: Tap | None, backbone: Encoder, *, is_vgg: bool) -> Tap:
     if tap is None:
         return "pool5" if is_vgg else "embedding"
-    if tap not in get_args(Tap):
-        raise ValueError(f"tap={tap!r}: choose one of {', '.join(get_args(Tap))}")
+    check_choice("tap", tap, Tap)
     if tap != "embedding" and not is_vgg:
         raise ValueError(f"tap={tap!r} is for a VGG; {backbone.config['name']} has tap='embedding'")
     return tap

@@ -4,7 +4,7 @@ No code, tables or operators of the paper could be found; what is read into it s
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stillmotion.models.chain import Chain
 from stillmotion.models.checkpoint import WeightsReport
-from stillmotion.models.encoder import Encoder
+from stillmotion.models.encoder import Encoder, check_choice, check_dropout
 from stillmotion.models.fusion import STREAMS
 
 Connect = Literal["none", "sum", "concat", "mul"]
@@ -68,7 +68,10 @@ class TwoStream(Encoder):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_choices(connect, direction, density, dropout)
+        check_choice("connect", connect, Connect)
+        check_choice("direction", direction, Direction)
+        check_choice("density", density, Density)
+        check_dropout(dropout)
         self.appearance, self.motion = appearance, motion
         self.chains = {"appearance": Chain(appearance), "motion": Chain(motion)}
         _check_fit(self.chains)
@@ -196,18 +199,6 @@ def _report(appearance: Encoder, motion: Encoder) -> WeightsReport | None:
     copied = tuple(f"{name}.{tensor}" for name, report in known.items() for tensor in report.copied)
     source = " + ".join(report.source for report in known.values())
     return WeightsReport(source=source, copied=copied, left_out={}, classifier="the fusion of the streams is new")
-
-
-def _check_choices(connect: str, direction: str, density: str, dropout: float) -> None:
-    for name, value, kind in (
-        ("connect", connect, Connect),
-        ("direction", direction, Direction),
-        ("density", density, Density),
-    ):
-        if value not in get_args(kind):
-            raise ValueError(f"{name}={value!r}: choose one of {', '.join(get_args(kind))}")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout={dropout}: must be at least 0 and below 1")
 
 
 def _check_stages(stages: Sequence[int] | None, count: int) -> tuple[int, ...]:

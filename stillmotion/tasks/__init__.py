@@ -10,7 +10,7 @@ from typing import Any
 
 from stillmotion.config import DataConfig, ScoreConfig
 from stillmotion.data.table import Table
-from stillmotion.tasks.base import ANY, UNLABELLED, Answer, Targets, Task
+from stillmotion.tasks.base import ANY, UNLABELLED, Answer, Targets, Task, comparable
 from stillmotion.tasks.classes import Classes, Classification, MultiLabel
 from stillmotion.tasks.joint import Joint, joint_metrics
 from stillmotion.tasks.score import Score
@@ -28,6 +28,7 @@ __all__ = [
     "Score",
     "Targets",
     "Task",
+    "comparable",
     "make_task",
     "metrics_of",
     "split_targets",

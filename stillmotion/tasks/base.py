@@ -1,5 +1,7 @@
 """What every task is asked: one class, several labels, a score, or several of these at once."""
 
+import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -215,6 +217,11 @@ def mean_points(points: dict[str, tuple[Any, Any]]) -> dict[str, float]:
     """Mean of `Task.points` over the samples that count; metrics without any are left out."""
     found = {name: np.asarray(values, np.float64)[known] for name, (values, known) in points.items()}
     return {name: float(values.mean()) for name, values in found.items() if len(values)}
+
+
+def comparable(value: float) -> float:
+    """A main metric as selection compares it: what is no number (as Spearman of equal guesses) is the worst of all."""
+    return value if math.isfinite(value) else -sys.float_info.max
 
 
 def as_int(values: Any) -> Any:

@@ -7,6 +7,9 @@ import pytest
 
 from stillmotion.data.split import drop_labels, group_folds, hold_out, leave_one_group_out
 from stillmotion.data.table import Sample, Table, TableError
+from stillmotion.tasks import Classification
+
+TASK = Classification(("a", "b", "c"))
 
 
 def table_of(*rows: tuple[str | None, str | None]) -> Table:
@@ -32,18 +35,18 @@ def assert_divided(table: Table, first: Table, second: Table) -> None:
 
 def test_hold_out_takes_whole_groups_in_proportion() -> None:
     table = persons(20, 3)
-    train, val = hold_out(table, 0.2, seed=0)
+    train, val = hold_out(table, 0.2, seed=0, strata=TASK.strata)
     assert_divided(table, train, val)
     assert labels(val) == {"a": 12, "b": 12, "c": 12}  # 4 of 20 persons
-    assert hold_out(table, 0.2, seed=0) == (train, val)
-    assert {hold_out(table, 0.2, seed)[1].hash for seed in range(5)} != {val.hash}
+    assert hold_out(table, 0.2, seed=0, strata=TASK.strata) == (train, val)
+    assert {hold_out(table, 0.2, seed, strata=TASK.strata)[1].hash for seed in range(5)} != {val.hash}
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_hold_out_has_every_class_on_both_sides(seed: int) -> None:
     # Few large groups of one class each, as in arid6: a tenth would be less than one group.
     table = table_of(*((c, f"{c}{g}") for c in "abc" for g in range(3) for _ in range(8)), *[("d", "d0")] * 5)
-    train, val = hold_out(table, 0.1, seed)
+    train, val = hold_out(table, 0.1, seed, strata=TASK.strata)
     assert_divided(table, train, val)
     assert labels(val) == {"a": 8, "b": 8, "c": 8}
     assert labels(train) == {"a": 16, "b": 16, "c": 16, "d": 5}  # d has one group: training keeps it
@@ -51,26 +54,26 @@ def test_hold_out_has_every_class_on_both_sides(seed: int) -> None:
 
 def test_hold_out_without_groups_is_stratified() -> None:
     table = table_of(*[("a", None)] * 40, *[("b", None)] * 20, *[(None, None)] * 10)
-    train, val = hold_out(table, 0.1, seed=1)
+    train, val = hold_out(table, 0.1, seed=1, strata=TASK.strata)
     assert labels(val) == {"a": 4, "b": 2}
     assert labels(train) == {"a": 36, "b": 18, None: 10}
 
 
 def test_hold_out_needs_two_groups_of_a_class() -> None:
     with pytest.raises(TableError, match="no class has two groups"):
-        hold_out(table_of(("a", "x"), ("b", "x")), 0.5, seed=0)
+        hold_out(table_of(("a", "x"), ("b", "x")), 0.5, seed=0, strata=TASK.strata)
 
 
 def test_folds_are_disjoint_by_group_and_balanced() -> None:
     table = persons(10, 2)
     tests = []
-    for train, test in group_folds(table, 5, seed=0):
+    for train, test in group_folds(table, 5, seed=0, stratum=TASK.stratum):
         assert_divided(table, train, test)
         assert labels(test) == {"a": 4, "b": 4, "c": 4}
         tests += [s.name for s in test]
     assert sorted(tests) == sorted(s.name for s in table)
     with pytest.raises(ValueError, match="11 folds over 10 groups; give 2 to 10"):
-        next(group_folds(table, 11, seed=0))
+        next(group_folds(table, 11, seed=0, stratum=TASK.stratum))
 
 
 def test_leave_one_group_out() -> None:
@@ -85,13 +88,13 @@ def test_leave_one_group_out() -> None:
 
 def test_drop_labels_keeps_a_share_of_each_class() -> None:
     table = table_of(*[("a", "x")] * 40, *[("b", "y")] * 20, *[("c", "z")] * 3, (None, "z"))
-    fewer = drop_labels(table, ["label"], 0.1, seed=0)
+    fewer = drop_labels(table, ["label"], 0.1, seed=0, stratum=TASK.stratum)
     assert labels(fewer) == {"a": 4, "b": 2, "c": 1, None: 57}
     assert [s.name for s in fewer] == [s.name for s in table]
     assert [s.group for s in fewer] == [s.group for s in table]
-    more = drop_labels(table, ["label"], 0.25, seed=0)
+    more = drop_labels(table, ["label"], 0.25, seed=0, stratum=TASK.stratum)
     assert {s.name for s in fewer if s.targets} < {s.name for s in more if s.targets}
-    assert drop_labels(table, ["label"], 1.0, seed=0) == table
-    assert drop_labels(table, ["label"], 0.1, seed=1) != fewer
+    assert drop_labels(table, ["label"], 1.0, seed=0, stratum=TASK.stratum) == table
+    assert drop_labels(table, ["label"], 0.1, seed=1, stratum=TASK.stratum) != fewer
     with pytest.raises(ValueError, match=r"label_fraction=0: must be above 0"):
-        drop_labels(table, ["label"], 0, seed=0)
+        drop_labels(table, ["label"], 0, seed=0, stratum=TASK.stratum)
