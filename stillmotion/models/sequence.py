@@ -1,12 +1,15 @@
-"""Networks that look at several moments of a video together: mean, LSTM, attention pooling, temporal shift.
+"""Networks that look at several moments of a video together: mean, LSTM, attention, convolution, relations, shift.
 
 The moments of the view are the frames of the sequence (or its clips, where the backbone sees clips).
 """
 
+import random
 from collections.abc import Iterator
 from dataclasses import replace
+from math import comb
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from stillmotion.models.adapters import ImageEncoder
@@ -14,14 +17,16 @@ from stillmotion.models.encoder import Encoder, check_choice, check_dropout, che
 from stillmotion.models.student import HallucinatingStudent
 from stillmotion.models.temporal import Shift, shift_moments
 
-Aggregate = Literal["mean", "lstm", "attention"]
+Aggregate = Literal["mean", "lstm", "attention", "convolution", "relation"]
 NEW_CLASSIFIER = "the classifier of the sequence is new"
+KERNELS = (2, 3, 4)
+SUBSETS = 3
 
 
 class MeanPooling(nn.Module):
     """Mean over the moments, in whatever order."""
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, largest: int) -> None:
         super().__init__()
         self.out_dim = dim
 
@@ -33,7 +38,7 @@ class MeanPooling(nn.Module):
 class LastState(nn.Module):
     """The last hidden state of an LSTM of one layer (METHODS 2.2)."""
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, largest: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(dim, hidden_dim, batch_first=True)
         self.out_dim = hidden_dim
@@ -50,7 +55,7 @@ class AttentionPooling(nn.Module):
     The weights are softmax over N of Linear(tanh(Linear(x))); all alike before training.
     """
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, largest: int) -> None:
         super().__init__()
         self.hidden, self.weigh = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, 1, bias=False)
         nn.init.zeros_(self.weigh.weight)
@@ -62,10 +67,66 @@ class AttentionPooling(nn.Module):
         return (weights * x).sum(1)
 
 
-AGGREGATES: dict[str, type[MeanPooling | LastState | AttentionPooling]] = {
+class Convolutions(nn.Module):
+    """Patterns of 2, 3 and 4 moments in a row, each where it is strongest (METHODS 4.5; Kim, arXiv:1408.5882).
+
+    `hidden_dim` filters of each width over the moments, with zeros around them; ReLU, maximum over time.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, largest: int) -> None:
+        super().__init__()
+        self.filters = nn.ModuleList(nn.Conv1d(dim, hidden_dim, k, padding=k - 1) for k in KERNELS)
+        self.out_dim = len(KERNELS) * hidden_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, 3 * hidden_dim)."""
+        over_time = x.transpose(1, 2)
+        return torch.cat([convolve(over_time).relu().amax(2) for convolve in self.filters], 1)
+
+
+class Relations(nn.Module):
+    """What 2, 3, ... `largest` moments in their order say together (TRN, Zhou et al., arXiv:1711.08496).
+
+    For each size k: ReLU(Linear(ReLU(the k vectors, one behind the other))), summed over three subsets of the moments.
+    The classifier behind reads all sizes, which is the sum of the paper's classifiers of each. The subsets are always
+    the same, where the paper draws them anew; sizes above N give zeros.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, largest: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(k * dim, hidden_dim) for k in range(2, largest + 1))
+        self.out_dim = hidden_dim * len(self.layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, (largest - 1) * hidden_dim)."""
+        sizes = []
+        for k, layer in enumerate(self.layers, 2):
+            told = [layer(x[:, list(chosen)].flatten(1).relu()).relu() for chosen in ordered_subsets(x.shape[1], k)]
+            sizes.append(sum(told) if told else x.new_zeros(len(x), self.out_dim // len(self.layers)))
+        return torch.cat(sizes, 1)
+
+
+def ordered_subsets(moments: int, size: int) -> list[tuple[int, ...]]:
+    """Up to three different ordered choices of so many moments; always the same.
+
+    >>> ordered_subsets(3, 2)
+    [(0, 1), (0, 2), (1, 2)]
+    >>> ordered_subsets(3, 4)
+    []
+    """
+    generator = random.Random(0)  # not all combinations: there are millions of them
+    chosen: set[tuple[int, ...]] = set()
+    while len(chosen) < min(SUBSETS, comb(moments, size)):
+        chosen.add(tuple(sorted(generator.sample(range(moments), size))))
+    return sorted(chosen)
+
+
+AGGREGATES: dict[str, type[MeanPooling | LastState | AttentionPooling | Convolutions | Relations]] = {
     "mean": MeanPooling,
     "lstm": LastState,
     "attention": AttentionPooling,
+    "convolution": Convolutions,
+    "relation": Relations,
 }
 """From what the backbone makes of each moment to what the classes are read from."""
 
@@ -84,8 +145,10 @@ class FrameSequence(Encoder):
     Args:
         backbone: Taken over, its classifier dropped.
         num_classes: Width of the logits; 0 for none.
-        aggregate: How the vectors are joined: their `mean`; the last state of an `lstm`; `attention`.
-        hidden_dim: Of `lstm` and `attention`.
+        aggregate: How the vectors are joined: their `mean`; the last state of an `lstm`; `attention`; `convolution`
+            over time; `relation`s of several moments.
+        hidden_dim: Of all but `mean`; of `convolution` and `relation` for each size.
+        relation_size: Moments in the largest `relation`.
         dropout: Before the classifier.
         shift: Let the residual branches of a 2D backbone see a share of their channels at the moments beside (TSM, Lin
             et al., arXiv:1811.08383): of the next and the previous one (`both`), or of the previous one alone (`past`),
@@ -113,6 +176,7 @@ class FrameSequence(Encoder):
         num_classes: int,
         aggregate: Aggregate = "mean",
         hidden_dim: int = 256,
+        relation_size: int = 4,
         dropout: float = 0.0,
         shift: Shift = "none",
         shift_share: float = 0.125,
@@ -122,6 +186,8 @@ class FrameSequence(Encoder):
         check_choice("aggregate", aggregate, Aggregate)
         check_choice("shift", shift, Shift)
         check_dropout(dropout)
+        if relation_size < 2:
+            raise ValueError(f"relation_size={relation_size}: a relation has at least 2 moments")
         if not 0.0 <= shift_share <= 0.5:
             raise ValueError(f"shift_share={shift_share}: must be from 0 to 0.5")
         report = backbone.weights_report
@@ -132,10 +198,11 @@ class FrameSequence(Encoder):
         self.short_side, self.num_classes = backbone.short_side, num_classes
         self.weights_report = replace(report, classifier=NEW_CLASSIFIER) if report is not None else None
         width = backbone.class_dim if isinstance(backbone, HallucinatingStudent) else backbone.embedding_dim
-        self.aggregate_moments = AGGREGATES[aggregate](width, hidden_dim)
+        self.aggregate_moments = AGGREGATES[aggregate](width, hidden_dim, relation_size)
         self.dropout = nn.Dropout(dropout)
         self.new_classifier(num_classes)
-        self.settings: dict[str, Any] = {"aggregate": aggregate, "hidden_dim": hidden_dim, "dropout": dropout,
+        self.settings: dict[str, Any] = {"aggregate": aggregate, "hidden_dim": hidden_dim,
+                                         "relation_size": relation_size, "dropout": dropout,
                                          "shift": shift, "shift_share": shift_share}  # fmt: skip
         inner = {**backbone.config, "num_classes": 0}
         self.config = {"name": "sequence", "num_classes": num_classes, "backbone": inner, **self.settings}

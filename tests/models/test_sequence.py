@@ -14,7 +14,7 @@ from stillmotion.models.cost import count_cost
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.factory import create_model, load_model
 from stillmotion.models.pretrained import load_pretrained, save_pretrained
-from stillmotion.models.sequence import FrameSequence, residual_branches
+from stillmotion.models.sequence import FrameSequence, ordered_subsets, residual_branches
 from stillmotion.models.student import HallucinatingStudent
 from stillmotion.models.temporal import shift_moments
 from stillmotion.networks import load_network
@@ -63,6 +63,28 @@ def joined(student: FrameSequence, vectors: Tensor) -> Tensor:
         total = sum(torch.tensor(s).double().exp() for s in scores)
         parts = [torch.tensor(s).double().exp() / total * v for s, v in zip(scores, vectors, strict=True)]
         return torch.stack(parts).sum(0)
+    if student.settings["aggregate"] == "convolution":
+        strongest = []
+        for number, width in enumerate((2, 3, 4)):
+            weight, bias = state[f"filters.{number}.weight"], state[f"filters.{number}.bias"]
+            zeros = [torch.zeros_like(vectors[0])] * (width - 1)
+            row = [*zeros, *vectors, *zeros]
+            found = [
+                bias + torch.stack([weight[:, :, k] @ row[start + k] for k in range(width)]).sum(0)
+                for start in range(len(row) - width + 1)
+            ]
+            strongest.append(torch.stack(found).clamp(min=0).max(0).values)
+        return torch.cat(strongest)
+    if student.settings["aggregate"] == "relation":
+        sizes = []
+        for size in (2, 3):
+            weight, bias = state[f"layers.{size - 2}.weight"], state[f"layers.{size - 2}.bias"]
+            subsets = ordered_subsets(len(vectors), size)
+            assert len({*subsets}) == 3
+            assert all(list(s) == sorted({*s}) and len(s) == size for s in subsets)
+            told = [weight @ torch.cat([vectors[k].clamp(min=0) for k in s]) + bias for s in subsets]
+            sizes.append(torch.stack(told).clamp(min=0).sum(0))
+        return torch.cat(sizes)
     hidden = cell = torch.zeros(student.settings["hidden_dim"]).double()
     for v in vectors:
         gates = state["lstm.weight_ih_l0"] @ v + state["lstm.bias_ih_l0"]
@@ -73,10 +95,10 @@ def joined(student: FrameSequence, vectors: Tensor) -> Tensor:
     return hidden
 
 
-@pytest.mark.parametrize("aggregate", ["mean", "lstm", "attention"])
+@pytest.mark.parametrize("aggregate", ["mean", "lstm", "attention", "convolution", "relation"])
 @pytest.mark.parametrize("backbone", [PLAIN, BRANCH, {**BRANCH, "fuse": "none"}], ids=["plain", "concat", "none"])
 def test_logits_are_those_of_a_loop(aggregate: str, backbone: dict[str, Any]) -> None:
-    student, x = make(backbone, aggregate=aggregate, hidden_dim=7), frames()
+    student, x = make(backbone, aggregate=aggregate, hidden_dim=7, relation_size=3), frames()
     outputs = run(student, x)
     classifier = student.get_submodule("classifier")
     weight, bias = classifier.weight.double(), classifier.bias.double()
@@ -116,6 +138,8 @@ def test_mean_of_one_moment_is_the_student_itself() -> None:
         ({"aggregate": "mean"}, False),
         ({"aggregate": "attention"}, False),
         ({"aggregate": "lstm"}, True),
+        ({"aggregate": "convolution"}, True),
+        ({"aggregate": "relation"}, True),
         ({"aggregate": "mean", "shift": "both"}, True),
         ({"aggregate": "attention", "shift": "past"}, True),
     ],
@@ -240,7 +264,7 @@ def test_vgg_is_joined_at_its_hidden_layer() -> None:
 
 
 def test_another_number_of_moments_and_what_it_costs() -> None:
-    for options in ({"aggregate": "lstm"}, {"aggregate": "attention"}, {"shift": "both"}):
+    for options in ({"aggregate": "lstm"}, {"aggregate": "attention"}, {"aggregate": "relation"}, {"shift": "both"}):
         student = make(**options)
         assert run(student, frames(2, 9))["logits"].shape == (2, 3)
     plain = create_model("timm/test_resnet", num_classes=0, view={"size": 32})
@@ -300,7 +324,15 @@ def test_around_another_backbone_shifts_once() -> None:
     torch.testing.assert_close(run(copied, frames())["logits"], run(other, frames())["logits"])
 
 
-@pytest.mark.parametrize("options", [{"aggregate": "lstm"}, {"aggregate": "attention", "shift": "both"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"aggregate": "lstm"},
+        {"aggregate": "attention", "shift": "both"},
+        {"aggregate": "convolution"},
+        {"aggregate": "relation"},
+    ],
+)
 def test_exported_sequence(tmp_path: Path, options: dict[str, Any]) -> None:
     student = make(BRANCH, **options)
     path = export(str(save_pretrained(student, TASK, tmp_path / "run")), str(tmp_path / "s.onnx"))
@@ -315,7 +347,8 @@ def test_exported_sequence(tmp_path: Path, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"aggregate": "max"}, "aggregate='max': choose one of mean, lstm, attention"),
+        ({"aggregate": "relation", "relation_size": 1}, "relation_size=1: a relation has at least 2 moments"),
+        ({"aggregate": "max"}, "aggregate='max': choose one of mean, lstm, attention, convolution, relation"),
         ({"shift": "future"}, "shift='future': choose one of none, both, past"),
         ({"shift_share": 0.6}, "shift_share=0.6: must be from 0 to 0.5"),
         ({"dropout": 1.0}, "dropout=1.0: must be at least 0 and below 1"),
