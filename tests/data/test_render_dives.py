@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from stillmotion.__main__ import main
 from stillmotion.data.decode import read_frames
@@ -240,6 +241,25 @@ def test_splits_by_dive_and_by_event() -> None:
         start < p.dive.entry - 25 * p.dive.flight.seconds for p, (_, start, _) in zip(plan, windows, strict=True)
     )
     assert all(p.dive.entry < end for p, (_, _, end) in zip(plan, windows, strict=True))
+
+
+def test_the_event_tells_something_of_the_score() -> None:
+    """As in MTL-AQA, where the mean of its event alone ranks the test dives with 0.64."""
+    found = []
+    for seed in range(3):
+        plan = plan_dives(600, 12, seed=seed)
+        scores: dict[int, list[float]] = defaultdict(list)
+        for p in plan:
+            if p.split == "train":
+                scores[p.event].append(float(p.row()["final_score"]))
+        tested = [(np.mean(scores[p.event]), float(p.row()["final_score"])) for p in plan if p.split == "test"]
+        found.append(spearmanr(*zip(*tested, strict=True)).statistic)
+        hardness = [
+            np.mean([DIFFICULTY[p.dive.number] for p in plan if p.event == event])
+            for event, _ in sorted({(p.event, p.dive.venue.ability) for p in plan}, key=lambda pair: pair[1])
+        ]
+        assert hardness[0] > hardness[-1] + 0.2  # an ability above 0 is worse
+    assert 0.5 < np.mean(found) < 0.75
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

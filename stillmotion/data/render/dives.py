@@ -46,6 +46,8 @@ The values are those of MTL-AQA's platform events where it has the dive; the oth
 """
 _DIRECTIONS = {"1": "forward", "2": "back", "3": "reverse", "4": "inward"}
 _POSITIONS = {"B": "pike", "C": "tuck", "D": "free"}
+HARDNESS_NOISE = 0.8
+"""How loosely an event's hardness follows its divers; 0.8 lets the event alone rank scores as it does in MTL-AQA."""
 IDEAL = 1.7
 """Metres from the platform at which a dive should enter the water."""
 
@@ -214,6 +216,8 @@ class Planned:
 def plan_dives(num_dives: int, num_events: int, *, test_share: float = 0.25, seed: int = 0) -> list[Planned]:
     """Which dives are dived where; all numbers about equally often, events in turn.
 
+    Better divers dive the harder dives, so that the event tells something of the score, as in MTL-AQA.
+
     Args:
         num_dives: In all events, two or more in each.
         num_events: Two or more.
@@ -225,6 +229,11 @@ def plan_dives(num_dives: int, num_events: int, *, test_share: float = 0.25, see
     numbers = [str(n) for _ in range(num_dives // len(DIFFICULTY) + 1) for n in rng.permutation(list(DIFFICULTY))]
     tested = _share(rng, num_events, test_share)
     parts = [_share(rng, len(range(e, num_dives, num_events)), test_share) for e in range(num_events)]
+    ranks = np.argsort([venue.ability for venue in venues])
+    for start in range(0, num_dives - num_events + 1, num_events):
+        tried = sorted(numbers[start : start + num_events], key=lambda n: rng.normal(-DIFFICULTY[n], HARDNESS_NOISE))
+        for number, event in zip(tried, ranks, strict=True):
+            numbers[start + event] = number
     plan = []
     for i in range(num_dives):
         place, event = divmod(i, num_events)
