@@ -850,9 +850,10 @@ def list_sets() -> int:
 
 def list_baselines() -> int:
     """Lists baseline rows that `stillmotion compare` offers without training a network."""
-    from stillmotion.baselines import BASELINES
+    from stillmotion.baselines import BASELINES, written
 
-    _print_table(("baseline", "what"), [(name, (b.__doc__ or "").splitlines()[0]) for name, b in BASELINES.items()])
+    rows = [(written(name), (b.__doc__ or "").splitlines()[0]) for name, b in BASELINES.items()]
+    _print_table(("baseline", "what"), rows)
     return 0
 
 

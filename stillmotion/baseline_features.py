@@ -37,6 +37,7 @@ class Work:
     cache: Path | None
     seed: int
     workers: int
+    columns: tuple[str, ...] = ()
 
     @property
     def both(self) -> Table:

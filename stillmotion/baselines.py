@@ -25,6 +25,7 @@ from stillmotion.baseline_features import (
 )
 from stillmotion.config import ModelConfig
 from stillmotion.data.table import Table, TableError
+from stillmotion.protocols.no_pixel import values_of
 from stillmotion.tasks import Score, Targets, Task
 
 LARGE = 1000
@@ -67,7 +68,7 @@ def run_baseline(
     """Fits a row to the training samples and predicts the test samples.
 
     Args:
-        name: One of `BASELINES`.
+        name: One of `BASELINES`; `alike:COLUMN+COLUMN` names its columns.
         train: Samples to learn from; those without a label are passed over.
         test: Samples to predict.
         task: Its classes and scores; of several columns each is learned by itself.
@@ -79,30 +80,60 @@ def run_baseline(
     Raises:
         ValueError: An unknown name, a missing model, or too few samples that can be read.
     """
-    if name not in BASELINES:
-        raise ValueError(f"unknown baseline {name!r}; known: {', '.join(BASELINES)}")
-    return BASELINES[name](Work(train, test, task, model, cache, seed, workers))
+    check_baseline(name, train)
+    kind, _, columns = name.partition(":")
+    return BASELINES[kind](Work(train, test, task, model, cache, seed, workers, tuple(columns.split("+"))))
+
+
+def check_baseline(name: str, table: Table) -> None:
+    """Raises a ValueError unless the name is a row's and the table has the columns that it names."""
+    kind, colon, columns = name.partition(":")
+    if kind not in BASELINES or bool(colon) != (kind == "alike"):
+        raise ValueError(f"unknown baseline {name!r}; known: {', '.join(written(n) for n in BASELINES)}")
+    named = columns.split("+") if colon else []
+    if missing := [c for c in named if all(value is None for (value,) in (values_of(s, [c]) for s in table))]:
+        raise TableError(f"{table.source}: baseline {name!r} needs column {missing[0]!r}, which no sample has")
+
+
+def written(name: str) -> str:
+    """How a baseline is asked for."""
+    return f"{name}:COLUMN+COLUMN" if name == "alike" else name
 
 
 def majority(work: Work) -> BaselineResult:
     """the most frequent class of the training samples, or the mean of their scores, whatever the video"""
-    row = np.concatenate([_most_frequent(work.train, part) for _, part in work.task.parts])
+    return _of_alike(work, ())
+
+
+def alike(work: Work) -> BaselineResult:
+    """the same of the training samples with equal values in these columns (`group`: the table's), without a pixel"""
+    return _of_alike(work, work.columns)
+
+
+def _of_alike(work: Work, columns: Sequence[str]) -> BaselineResult:
+    """The guess for each test sample from the training samples that are equal in the columns; if none is, from all."""
+    keys = np.array([hash(values_of(s, columns)) for s in work.train])
+    logits: list[Floats] = []
+    for _, part in work.task.parts:
+        targets = part.encode_all(work.train)
+        known = part.labelled(targets)
+        if not known.any():
+            raise TableError(f"{work.train.source}: no training sample has a value in column `{part.target}`")
+        everything = _most_frequent(targets[known], part)
+        rows = {key: _most_frequent(targets[known & (keys == key)], part) for key in set(keys[known].tolist())}
+        logits.append(np.stack([rows.get(hash(values_of(s, columns)), everything) for s in work.test]))
     cost: Cost = {"params": 0, "gmacs": 0.0, "ms_per_video": 0.0, "frames": 0}
     return BaselineResult(
         ids=[s.id for s in work.test],
         groups=[s.group for s in work.test],
-        logits=np.tile(row, (len(work.test), 1)),
+        logits=np.concatenate(logits, 1),
         targets=work.task.encode_all(work.test),
         cost=cost,
     )
 
 
-def _most_frequent(train: Table, task: Task) -> Floats:
+def _most_frequent(targets: Targets, task: Task) -> Floats:
     """Logits (K,) of one column."""
-    targets = task.encode_all(train)
-    targets = targets[task.labelled(targets)]
-    if not len(targets):
-        raise TableError(f"{train.source}: no training sample has a value in column `{task.target}`")
     if isinstance(task, Score):
         return np.asarray(task.logits_of(targets.mean(keepdims=True))[0])
     counts = np.bincount(targets, minlength=task.num_outputs)
@@ -148,6 +179,7 @@ def flow_histogram(work: Work) -> BaselineResult:
 
 BASELINES: dict[str, Callable[[Work], BaselineResult]] = {
     "majority": majority,
+    "alike": alike,
     "crop_size": crop_size,
     "frame_linear": frame_linear,
     "flow_histogram": flow_histogram,

@@ -72,7 +72,7 @@ class Plan:
 
     def baseline_file(self, name: str, fold: Fold) -> Path:
         """Where a baseline writes."""
-        return self.output / "baselines" / name / f"{fold.name}.npz"
+        return self.output / "baselines" / plain_name(name) / f"{fold.name}.npz"
 
     def source(self, model: ModelConfig, trial: Trial, seed_rule: str = "same") -> Trial | None:
         """The training whose run `row:NAME` means, on the same fold; None for any other name."""
@@ -170,7 +170,7 @@ def check(plan: Plan) -> None:
     names = [*plan.rows, *plan.baselines]
     if not names:
         raise ValueError("rows is empty: name at least one row, such as plain")
-    if odd := [n for n in names if not re.fullmatch(r"[\w.+-]+", n)]:
+    if odd := [n for n in plan.rows if not re.fullmatch(r"[\w.+-]+", n)]:
         raise ValueError(f"row {odd[0]!r}: use letters, digits and _ . + - in names of rows")
     if twice := [n for n in names if names.count(n) > 1]:
         raise ValueError(f"row {twice[0]!r} stands twice, in rows and baselines; rename one")
@@ -197,10 +197,10 @@ def check(plan: Plan) -> None:
 
 
 def _check_baselines(plan: Plan) -> None:
-    from stillmotion.baselines import BASELINES
+    from stillmotion.baselines import check_baseline
 
-    if unknown := [n for n in plan.baselines if n not in BASELINES]:
-        raise ValueError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
+    for name in plan.baselines:
+        check_baseline(name, plan.table)
     several = [column for column, kind in split_targets(plan.data.targets) if kind == "multilabel"]
     if plan.baselines and several:
         raise ValueError(f"baselines tell one class a sample, column {several[0]!r} has several; leave baselines out")

@@ -303,6 +303,27 @@ def test_majority_and_mean_of_several_targets() -> None:
         assert task.metrics(found.logits, found.targets)["mse.points"] == pytest.approx(4.0, abs=1e-3)
 
 
+def test_guesses_from_samples_alike_in_columns() -> None:
+    rows = [
+        sample(0, position="pike", points="2", pool="a"),
+        sample(1, position="tuck", points="4", pool="b"),
+        sample(2, position="tuck", points="8", pool="b"),
+        sample(3, position="pike", points="0", pool="b"),
+        sample(4, position="pike"),
+        sample(5, pool="c", points="7"),
+    ]
+    train = Table(tuple(rows), "t.csv")
+    test = Table(tuple(sample(6 + i, pool=pool, position="pike") for i, pool in enumerate("abcd")), "t.csv")
+    task = make_task(train, ["position", "points:score"])
+    found = run_baseline("alike:pool", train, test, task)
+    # Pool c has a score and no position, pool d nothing: what is missing comes from all, 3 of 5 pikes and 21 / 5.
+    assert [task.describe(row) for row in found.logits] == ["pike, 2.000", "tuck, 4.000", "pike, 7.000", "pike, 4.200"]
+    with pytest.raises(ValueError, match="unknown baseline 'alike'; known: majority, alike:COLUMN"):
+        run_baseline("alike", train, test, task)
+    with pytest.raises(ValueError, match="needs column 'depth', which no sample has"):
+        run_baseline("alike:pool+depth", train, test, task)
+
+
 def test_predictions_come_back_and_are_fused(tmp_path: Path) -> None:
     table = ["path,position,points,split"]
     table += [f"{i}.mp4,{('pike', 'tuck')[i % 2]},{5 * i},test" for i in range(3)]

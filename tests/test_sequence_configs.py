@@ -163,9 +163,11 @@ def test_recipe_of_rendered_videos_claims_nothing(path: Path) -> None:
     weight = 1 if path.stem == "scenes" else 50
     options = {name: row["method"]["options"] for name, row in rows.items() if "method" in row}
     assert list(rows) == ["teacher", "plain", *options]
+    others = {} if path.stem == "scenes" else {f"hallucinet_{w}": {"weight": w} for w in (5, 500)}
     assert options == {
         "plain_with_branch": {"weight": 0},
         "hallucinet": {"weight": weight},
+        **others,
         "shuffled": {"weight": weight, "control": "shuffled"},
     }
     assert all(rows[name]["student"] == rows["plain"]["student"] for name in options)
@@ -269,7 +271,7 @@ def test_tiny_size_of_rendered_videos_runs(
     path: Path, write_videos: WriteTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(CONFIGS.parent)
-    columns = "label" if path.stem == "scenes" else ",".join(ATTRIBUTES)
+    columns = "label" if path.stem == "scenes" else ",".join([*ATTRIBUTES, "final_score", "difficulty", "group"])
     assert main(tiny_command(path, {"TABLE": write_videos(columns), "RUN": tmp_path / "run"})) == 0
     settings = settings_of(path)
     assert [row["name"] for row in read_results(tmp_path / "run")] == [*settings["baselines"], *settings["rows"]]

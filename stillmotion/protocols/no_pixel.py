@@ -115,9 +115,9 @@ def mean_of_alike(train: Table, test: Table, score: str, columns: Sequence[str])
     scores = _scores(train, score)
     alike: dict[tuple[str | None, ...], list[float]] = {}
     for sample, value in zip(train, scores.tolist(), strict=True):
-        alike.setdefault(_values(sample, columns), []).append(value)
+        alike.setdefault(values_of(sample, columns), []).append(value)
     everything = float(scores.mean())
-    return np.array([np.mean(alike.get(_values(sample, columns), [everything])) for sample in test])
+    return np.array([np.mean(alike.get(values_of(sample, columns), [everything])) for sample in test])
 
 
 def majority(train: Table, test: Table, column: str) -> dict[str, Any]:
@@ -127,7 +127,8 @@ def majority(train: Table, test: Table, column: str) -> dict[str, Any]:
     return {"value": best, "accuracy": float(np.mean([sample.targets[column] == best for sample in test]))}
 
 
-def _values(sample: Sample, columns: Sequence[str]) -> tuple[str | None, ...]:
+def values_of(sample: Sample, columns: Sequence[str]) -> tuple[str | None, ...]:
+    """The values of the columns, of which `group` is the table's group."""
     return tuple(sample.group if column == GROUP else sample.targets.get(column) for column in columns)
 
 
