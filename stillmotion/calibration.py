@@ -148,6 +148,20 @@ def confidence(task: Task, logits: Logits) -> NDArray[np.float64]:
     return np.asarray(np.minimum.reduce(each), np.float64)
 
 
+def check_cascade(task: Task, other: Task) -> None:
+    """Refuses networks that cannot answer for each other.
+
+    Raises:
+        ValueError: Their classes differ, or they tell of a score.
+    """
+    if not task.same_as(other):
+        raise ValueError(
+            "teacher: its targets or classes are not those of the student, so it cannot answer in its place"
+        )
+    if odd := [part.target for _, part in task.parts if not isinstance(part, Classes)]:
+        raise ValueError(f"teacher: {odd[0]} is a number, and the student cannot say how sure it is; only of classes")
+
+
 def store(run: Path, task: Task, facts: dict[str, Any]) -> None:
     """Writes temperatures into the `config.json` of a run: the task has them, `calibration` says where they are from.
 

@@ -12,11 +12,11 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from stillmotion.calibration import confidence
+from stillmotion.calibration import check_cascade, confidence
 from stillmotion.data.table import Sample, Table
 from stillmotion.predictions import Predictions
 from stillmotion.results import COSTS, Row, make_row, write_atomic
-from stillmotion.tasks import Classes, Targets, Task
+from stillmotion.tasks import Targets, Task
 from stillmotion.view import NO_DRAW, View
 
 if TYPE_CHECKING:
@@ -108,20 +108,6 @@ def pair_of(task: Task, student: Predictions, teacher: Predictions, other: Task)
     if not len(mine) or not task.labelled(targets).any():
         raise ValueError("cascade: no sample with a label could be read by both networks")
     return Pair(task, task.calibrated(student.logits[mine]), other.calibrated(teacher.logits[theirs]), targets)
-
-
-def check_cascade(task: Task, other: Task) -> None:
-    """Refuses networks that cannot answer for each other.
-
-    Raises:
-        ValueError: Their classes differ, or they tell of a score.
-    """
-    if not task.same_as(other):
-        raise ValueError(
-            "teacher: its targets or classes are not those of the student, so it cannot answer in its place"
-        )
-    if odd := [part.target for _, part in task.parts if not isinstance(part, Classes)]:
-        raise ValueError(f"teacher: {odd[0]} is a number, and the student cannot say how sure it is; only of classes")
 
 
 def choose(points: Sequence[Point]) -> Point:
