@@ -7,19 +7,14 @@ runs at every decision (random weights; another one with --model), and the answe
 what is right is known: an event for every stretch of a colour, begun and ended where the server began and ended it.
 """
 
-import argparse
 import http.server
-import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from numpy.typing import NDArray
 
 NAMES = ("red", "green", "blue")
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))

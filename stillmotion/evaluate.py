@@ -114,10 +114,11 @@ def evaluate(
     result = [m.row() for m in found]
     if cascade_on is not None:
         held = rows.select(cascade_on)
-        seen = [
-            measure(name, e, held, task, reading, pooling, t) for e, t in ((encoder, trained), (other, other_trained))
-        ]
-        result.append(measure_cascade(found, seen, (task, other_trained), used, (encoder.views, other.views), output))
+        both = ((encoder, trained), (other, other_trained))
+        measured = [measure(name, network, held, task, reading, pooling, own) for network, own in both]
+        result.append(
+            measure_cascade(found, measured, (task, other_trained), used, (encoder.views, other.views), output)
+        )
     if output is not None:
         write_results(output, result)
     return result
@@ -200,7 +201,7 @@ def asked(trained: Task, targets: Sequence[str]) -> Task:
                          "in this order and kind, or leave targets out")  # fmt: skip
     found = [
         replace(task, target=column)
-        if isinstance(task, Score) or kind == task.kind
+        if isinstance(task, Score) or (isinstance(task, Classes) and kind == task.kind)
         else CLASSES[kind](task.class_names, column)
         for task, (column, kind) in zip(tasks, given, strict=True)
     ]

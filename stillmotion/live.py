@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ def watch(
     overlay: Path | None = None,
     on_event: Callable[[Event], None] | None = None,
     stop: threading.Event | None = None,
-) -> Iterator[Prediction]:
+) -> Generator[Prediction]:
     """Decides what the latest frames of a camera or stream show, again and again; ends with it.
 
     A decision that is due while the network is still busy is left out, and not made up for. Memory does not grow with
@@ -77,7 +77,7 @@ def watch(
         stack.callback(stream.close)
         if events is not None:
             stack.callback(lambda: [note(event) for event in events.close()])
-        video = stack.enter_context(VideoWriter(overlay, stream.fps)) if overlay else None
+        video = stack.enter_context(VideoWriter(overlay, stream.fps, live=True)) if overlay else None
         decide = _Decisions(source, predictor, config, stream, events, note)
         for batch in stream.batches():
             for frame, prediction in decide(batch):
