@@ -2,20 +2,28 @@
 
     python benchmarks/live.py [--minutes 10] [--model RUN_OR_ONNX] [--output FILE.json]
 
-A local server sends three colours in turn as MPEG-TS over HTTP, at the pace of a camera, and is cut off twice. A network
-runs at every decision (random weights; another one with --model), and the answer is read from the colour, so that
-what is right is known: an event for every stretch of a colour, begun and ended where the server began and ended it.
+A local server sends three colours in turn as MPEG-TS over HTTP, at the pace of a camera, and is cut off twice. A
+network runs at every decision (a run folder or an exported file with --model), and the answer is read from the colour,
+so that what is right is known: an event for every stretch of a colour, begun and ended where the server did.
 """
 
+import argparse
 import http.server
+import json
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
+Outages = list[tuple[float, float]]
 NAMES = ("red", "green", "blue")
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
 TOLERANCE = 1.5
@@ -120,3 +128,127 @@ class _Sink:
                 self.broken = True
                 raise
         return len(data)
+
+
+def make_run(folder: Path) -> Path:
+    """A one-frame student with random weights."""
+    import torch
+
+    from stillmotion.models.factory import create_model
+    from stillmotion.models.pretrained import save_pretrained
+    from stillmotion.tasks import Classification
+
+    torch.manual_seed(0)
+    student = create_model("timm/mobilenetv3_small_100", num_classes=len(NAMES), view={"size": 112})
+    return save_pretrained(student, Classification(NAMES), folder)
+
+
+def coloured(predictor: Any) -> Any:
+    """The predictor with answers that are read from the colour; its network runs all the same."""
+    network, (name, *_) = predictor.network, predictor.views
+
+    def run(inputs: dict[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
+        network(inputs)
+        return (inputs[name].mean((0, 1, 3, 4)) / 8.0).astype(np.float32)
+
+    predictor.network = run
+    return predictor
+
+
+def memory() -> float:
+    """Of this process now, in MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024.0
+    raise RuntimeError("no VmRSS in /proc/self/status")
+
+
+@contextmanager
+def disconnects(camera: Camera, moments: dict[float, float]) -> Iterator[Outages]:
+    """Cuts the stream off at some seconds for some seconds; gives when (seconds since 1970), as it happens."""
+    done: Outages = []
+
+    def cut(seconds: float) -> None:
+        camera.disconnect(seconds)
+        done.append((time.time(), time.time() + seconds))
+
+    timers = [threading.Timer(at, cut, [seconds]) for at, seconds in moments.items()]
+    for timer in timers:
+        timer.start()
+    try:
+        yield done
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
+def check(camera: Camera, events: list[Any], end: float, outages: Outages, begin: float) -> dict[str, int]:
+    """Compares what was told with what was shown.
+
+    A stretch that no outage touches must have one event, right at both ends (or cut, where the watch begins or ends).
+    One that an outage touches may be told in parts or not at all, but never as another colour.
+
+    Returns:
+        Numbers of `right`, `missed`, `wrong` and `touched` events or stretches.
+    """
+    starts = {e.id: _seconds(e.clock) for e in events if e.state == "start"}
+    told = [(e.label, starts[e.id], _seconds(e.clock)) for e in events if e.state == "stop"]
+    count = {"right": 0, "missed": 0, "touched": 0, "wrong": 0}
+    known = set()
+    for colour, first, last in camera.stretches(end):
+        # A stream that comes back is seen a little later: opening it takes its time.
+        touched = any(a - TOLERANCE < last and first < b + 5.0 for a, b in outages)
+        touched = touched or first < begin + TOLERANCE or last > end - TOLERANCE
+        near = [i for i, (name, a, b) in enumerate(told) if name == NAMES[colour] and i not in known
+                and a > first - TOLERANCE and b < last + TOLERANCE]  # fmt: skip
+        exact = [i for i in near if abs(told[i][1] - first) < TOLERANCE and abs(told[i][2] - last) < TOLERANCE]
+        known |= set(near)
+        if touched:
+            count["touched"] += 1
+        elif len(exact) == 1 and len(near) == 1:
+            count["right"] += 1
+        else:
+            count["missed"] += 1
+    count["wrong"] = len(told) - len(known)
+    return count
+
+
+def _seconds(clock: str) -> float:
+    return datetime.fromisoformat(clock.replace("Z", "+00:00")).timestamp()
+
+
+def main() -> None:
+    """Prints memory every half a minute, and what was right."""
+    from stillmotion.config import LiveConfig
+    from stillmotion.live import watch
+    from stillmotion.predict import Predictor
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--model", help="run folder or .onnx; default: a MobileNet with random weights")
+    parser.add_argument("--output", type=Path, help="also write the figures as JSON")
+    args = parser.parse_args()
+    seconds, stop, events = 60.0 * args.minutes, threading.Event(), []
+    rows: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as folder, Camera() as camera:
+        predictor = coloured(Predictor.load(args.model or make_run(Path(folder)), device="cpu"))
+        begin, decisions, step = time.time(), 0, min(30.0, seconds / 10.0)
+        plan = {seconds / 3.0: 3.0, 2.0 * seconds / 3.0: 8.0}
+        with disconnects(camera, plan) as outages:
+            threading.Timer(seconds, stop.set).start()
+            for decision in watch(camera.url, predictor, LiveConfig(), on_event=events.append, stop=stop):
+                decisions += 1
+                if time.time() - begin >= len(rows) * step:
+                    rows.append({"seconds": time.time() - begin, "mib": memory(), "decisions": decisions,
+                                 "dropped": decision.dropped or 0, "threads": threading.active_count()})  # fmt: skip
+                    print("  ".join(f"{name} {value:8.1f}" for name, value in rows[-1].items()), flush=True)
+        found = check(camera, events, time.time(), outages, begin)
+    early = [row["mib"] for row in rows[len(rows) // 3 :]]
+    grown = early[-1] - early[0]
+    print(f"events: {found}; memory {early[0]:.1f} -> {early[-1]:.1f} MiB in the last two thirds ({grown:+.1f})")
+    if args.output:
+        args.output.write_text(json.dumps({"memory": rows, "events": found, "grown_mib": grown}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -44,7 +44,8 @@ MANY = ("--fuse", "--targets", "--data.targets")
 """Take all that follows up to the next option."""
 TRAINS = ("train", "compare", "extract")
 """Commands whose `--targets` is short for `--data.targets`."""
-# `--student X` is short for `--student.name X`; the teacher of `evaluate` and `predict` and the method of `flow` are but names.
+# `--student X` is short for `--student.name X`; the teacher of `evaluate` and `predict`, and the method of `flow`, are
+# but names.
 NAMED = ("--student", "--teacher", "--method", "--probe")
 
 

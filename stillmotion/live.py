@@ -125,6 +125,10 @@ class _Decisions:
 
     def __call__(self, batch: list[StreamFrame]) -> Iterator[tuple[StreamFrame, Prediction | None]]:
         """Each frame, with a decision where one is made: of those that are due only the last, if frames may be late."""
+        if not batch:
+            for event in self.events.close() if self.events is not None else ():
+                self.note(event)
+            return
         if batch[-1].connection != self._connection:  # nothing of the lost one is of use any more
             batch = [frame for frame in batch if frame.connection == batch[-1].connection]
             self._connection, self.window = batch[-1].connection, self._new_window()

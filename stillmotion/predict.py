@@ -97,7 +97,7 @@ class Predictor:
         short_side: int | None = None,
         top: int = 5,
         reject: float | None = None,
-        teacher: Self | None = None,
+        teacher: "Predictor | None" = None,
         threshold: float | None = None,
     ) -> None:
         self.network, self.task, self.views = network, task, dict(views)

@@ -60,7 +60,7 @@ class Stream:
 
     Args:
         source: A camera's number, or a URL; `file://PATH` is a file that is read as a stream.
-        config: `late`, `reconnect` and `max_frames` count here.
+        config: `late`, `reconnect`, `max_frames` and `gap` count here.
         stop: Set from elsewhere, ends it.
 
     Raises:
@@ -82,13 +82,17 @@ class Stream:
         self._thread = threading.Thread(target=self._run, name=f"reader of {source}", daemon=True)
 
     def batches(self) -> Iterator[list[StreamFrame]]:
-        """All frames that wait, again and again; waits for one; ends with the source or when it is stopped."""
+        """All frames that wait, again and again; ends with the source or when it is stopped.
+
+        Where none comes for `gap` seconds, there is an empty batch.
+        """
         self._thread.start()
         while True:
             with self._ready:
-                while not (self._queue or self._ended or self._stopped):
+                until = time.monotonic() + self.config.gap
+                while not (self._queue or self._ended or self._stopped) and time.monotonic() < until:
                     self._ready.wait(0.2)
-                if self._stopped or not self._queue:
+                if self._stopped or (self._ended and not self._queue):
                     return
                 batch = list(self._queue)
                 self._queue.clear()
