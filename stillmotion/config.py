@@ -238,7 +238,7 @@ class LiveConfig:
         enter: An event begins when the probability of its class reaches this,
         leave: and ends when it falls below this.
         min_seconds: Shorter ones do not count.
-        gap: Seconds without a decision after which events end and the average starts anew.
+        gap: Seconds without a frame after which events end where they were last seen, and the average starts anew.
         classes: Classes that make events; none named: all.
         show: Open a window; needs a display, and an OpenCV with windows. Esc or q closes it and stops.
     """

@@ -56,8 +56,7 @@ class Event:
 class EventList:
     """Hysteresis: a class begins when its probability reaches `enter` and ends when it falls below `leave`.
 
-    It has to last for `min_seconds` to count; its start is then told late, with the time at which it began. Where
-    nothing was seen for more than `gap` seconds, events end where they were last seen.
+    It has to last for `min_seconds` to count; its start is then told late, with the time at which it began.
 
     Args:
         source: The stream.
@@ -105,8 +104,6 @@ class EventList:
             What ended and what began.
         """
         events = []
-        if self._seen is not None and time - self._seen[0] > self.config.gap:
-            events = self.close()
         self._seen = (time, clock)
         lasting = ~np.isnan(self._since)
         rises = self._watched & ~lasting & (probabilities >= self.config.enter)

@@ -119,21 +119,27 @@ class _Decisions:
         self.window = self._new_window()
         self.lines: list[tuple[str, float | None]] = []
         self.cache = moment_cache(predictor.network)
-        self._smooth, self._decided = Smooth(predictor.task, config), 0
+        count = max(view.num_moments for view in predictor.views.values())
+        if self.cache is None and count > 1:
+            print(f"{source}: all {count} moments are computed for every decision; those of a run folder of a "
+                  "`sequence` whose moments see none that follow would be kept", file=sys.stderr)  # fmt: skip
+        self._smooth, self._decided = Smooth(predictor.task, config.smooth), 0
         self._last: StreamFrame | None = None
         self._connection = 1
 
     def __call__(self, batch: list[StreamFrame]) -> Iterator[tuple[StreamFrame, Prediction | None]]:
         """Each frame, with a decision where one is made: of those that are due only the last, if frames may be late."""
         if not batch:
-            for event in self.events.close() if self.events is not None else ():
-                self.note(event)
+            self._forget()
             return
         if batch[-1].connection != self._connection:  # nothing of the lost one is of use any more
             batch = [frame for frame in batch if frame.connection == batch[-1].connection]
             self._connection, self.window = batch[-1].connection, self._new_window()
             if self.cache:
                 self.cache.clear()
+            if self._last is not None and batch[0].time - self._last.time > self.config.gap:
+                self._forget()
+        self.window.begin(batch[0].number)
         due = [frame.number for frame in batch if self.window.is_due(frame.number)]
         for frame in batch:
             self.window.add(frame)
@@ -147,12 +153,19 @@ class _Decisions:
             return None
         return self._decide(self._last)
 
+    def _forget(self) -> None:
+        """Ends what lasts, as nothing was seen for long."""
+        self._smooth.clear()
+        for event in self.events.close() if self.events is not None else ():
+            self.note(event)
+
     def _new_window(self) -> Window:
         networks = [self.predictor, *([self.predictor.teacher] if self.predictor.teacher else [])]
         window = Window([n.views for n in networks], [n.short_side for n in networks], self.stream.fps,
                         self.config.interval)  # fmt: skip
-        # In time, what a decision needs is never dropped; and a second of frames may wait for one.
-        self.stream.room = max(window.length, round(self.stream.fps)) if self.stream.drops else window.interval
+        # However late, the newest decision that is due finds all its frames.
+        newest = max(window.length + window.interval, round(self.stream.fps))
+        self.stream.room = newest if self.stream.drops else window.interval
         return window
 
     def _decide(self, frame: StreamFrame) -> Prediction:
@@ -202,23 +215,27 @@ class Smooth:
 
     Args:
         task: What the logits mean.
-        config: `smooth`, the seconds after which what was seen weighs 1/e of its weight, and `gap`.
+        seconds: After which what was seen weighs 1/e of what it weighed; 0: no average.
     """
 
-    def __init__(self, task: Task, config: LiveConfig) -> None:
-        self.task, self.config = task, config
+    def __init__(self, task: Task, seconds: float) -> None:
+        self.task, self.seconds = task, seconds
         self._mean: Logits | None = None
         self._time = 0.0
 
     def __call__(self, logits: Logits, time: float) -> Logits:
         """Logits (K,) of the average, at a time in seconds that only grows."""
         passed, self._time = time - self._time, time
-        if self._mean is None or passed > self.config.gap or not self.config.smooth:
+        if self._mean is None or not self.seconds:
             self._mean = logits
         else:
-            old = math.exp(-passed / self.config.smooth)
+            old = math.exp(-passed / self.seconds)
             self._mean = self.task.pool(np.stack([self._mean, logits])[None], "scores", np.array([old, 1.0 - old]))[0]
         return self._mean
+
+    def clear(self) -> None:
+        """Starts anew."""
+        self._mean = None
 
 
 def _has_classes(task: Task) -> bool:

@@ -45,16 +45,21 @@ class Window:
         self._frames: dict[int, StreamFrame] = {}
         self._pictures: dict[tuple[int, int | None], NDArray[np.uint8]] = {}
         self._painters: dict[tuple[int, int, int | None], Painter] = {}
-        self._number = 0
+        self._start, self._number = 1, 0
 
     def is_due(self, number: int) -> bool:
-        """Whether a decision is to be made at a frame."""
-        return number >= self.first and (number - self.first) % self.interval == 0
+        """Whether a decision is to be made at a frame of the batch that was begun."""
+        return number - self._start + 1 >= self.first and (number - self.first) % self.interval == 0
+
+    def begin(self, number: int) -> None:
+        """Says with which frame the next batch begins; if some were dropped before it, nothing reaches back to them."""
+        if number != self._number + 1:
+            self._start = number
 
     def add(self, frame: StreamFrame) -> None:
         """Takes the next frame; those that no decision needs any more are forgotten."""
         self._number = frame.number
-        early = frame.number <= self.length  # the first decisions may see any frame
+        early = frame.number < self._start + self.length  # the first decisions may see any frame
         if early or (self.first - frame.number) % self.interval in self._later:
             self._frames[frame.number] = frame
         oldest = frame.number - self.length + 1
@@ -63,7 +68,7 @@ class Window:
 
     def numbers(self, which: int, number: int) -> dict[str, NDArray[np.int64]]:
         """Frames (N, T) that the views of a network see of a decision at a frame."""
-        length = min(number, self.length)
+        length = min(number - self._start + 1, self.length)
         return {name: self._indices(v, length) + number - length + 1 for name, v in self.views[which].items()}
 
     def pictures(self, which: int, numbers: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
