@@ -10,11 +10,11 @@ so that what is right is known: an event for every stretch of a colour, begun an
 import argparse
 import http.server
 import json
+import multiprocessing
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -82,13 +82,6 @@ class Camera:
     def colour(self, seconds: float) -> int:
         """Number of the colour that is shown so long after the start."""
         return int(seconds // self.seconds) % len(COLOURS)
-
-    def stretches(self, end: float) -> Iterator[tuple[int, float, float]]:
-        """Colours with the time at which each began and ended, up to `end` (seconds since 1970)."""
-        begin = self.began
-        while begin < end:
-            yield self.colour(begin - self.began + 1e-6), begin, begin + self.seconds
-            begin += self.seconds
 
     def send(self, file: Any) -> None:
         """Encodes frames as they are due until the connection is cut."""
@@ -163,52 +156,53 @@ def memory() -> float:
     raise RuntimeError("no VmRSS in /proc/self/status")
 
 
-@contextmanager
-def disconnects(camera: Camera, moments: dict[float, float]) -> Iterator[Outages]:
-    """Cuts the stream off at some seconds for some seconds; gives when (seconds since 1970), as it happens."""
-    done: Outages = []
-
-    def cut(seconds: float) -> None:
-        camera.disconnect(seconds)
-        done.append((time.time(), time.time() + seconds))
-
-    timers = [threading.Timer(at, cut, [seconds]) for at, seconds in moments.items()]
-    for timer in timers:
-        timer.start()
-    try:
-        yield done
-    finally:
-        for timer in timers:
-            timer.cancel()
+def serve(pipe: Any, plan: list[tuple[float, float]]) -> None:
+    """A camera in a process of its own, which is cut off as planned; says its address, its start and the cuts."""
+    with Camera() as camera:
+        pipe.send((camera.url, camera.began, camera.seconds))
+        for at, seconds in plan:
+            if pipe.poll(max(0.0, camera.began + at - time.time())):
+                return
+            camera.disconnect(seconds)
+            pipe.send(time.time())
+        pipe.recv()
 
 
-def check(camera: Camera, events: list[Any], end: float, outages: Outages, begin: float) -> dict[str, int]:
+def stretches(began: float, seconds: float, first: float, last: float) -> Iterator[tuple[int, float, float]]:
+    """Colours that were shown between two times, each with when it began and ended."""
+    number = int((first - began) // seconds)
+    while began + number * seconds < last:
+        yield number % len(COLOURS), began + number * seconds, began + (number + 1) * seconds
+        number += 1
+
+
+def check(shown: list[tuple[int, float, float]], events: list[Any], outages: Outages) -> dict[str, int]:
     """Compares what was told with what was shown.
 
-    A stretch that no outage touches must have one event, right at both ends (or cut, where the watch begins or ends).
-    One that an outage touches may be told in parts or not at all, but never as another colour.
+    A colour that no outage touches must be one event, right at both ends. One that an outage touches may be told in
+    parts or not at all, but never as another colour.
+
+    Args:
+        shown: Colours with when they began and ended.
+        events: Starts and stops.
+        outages: From when to when nothing was seen; before and after the watch, too.
 
     Returns:
-        Numbers of `right`, `missed`, `wrong` and `touched` events or stretches.
+        Numbers of colours that are `right`, `missed` or `touched`, and of events that are `wrong`.
     """
     starts = {e.id: _seconds(e.clock) for e in events if e.state == "start"}
     told = [(e.label, starts[e.id], _seconds(e.clock)) for e in events if e.state == "stop"]
     count = {"right": 0, "missed": 0, "touched": 0, "wrong": 0}
     known = set()
-    for colour, first, last in camera.stretches(end):
-        # A stream that comes back is seen a little later: opening it takes its time.
-        touched = any(a - TOLERANCE < last and first < b + 5.0 for a, b in outages)
-        touched = touched or first < begin + TOLERANCE or last > end - TOLERANCE
+    for colour, first, last in shown:
         near = [i for i, (name, a, b) in enumerate(told) if name == NAMES[colour] and i not in known
                 and a > first - TOLERANCE and b < last + TOLERANCE]  # fmt: skip
         exact = [i for i in near if abs(told[i][1] - first) < TOLERANCE and abs(told[i][2] - last) < TOLERANCE]
         known |= set(near)
-        if touched:
+        if any(a - TOLERANCE < last and first < b + TOLERANCE for a, b in outages):
             count["touched"] += 1
-        elif len(exact) == 1 and len(near) == 1:
-            count["right"] += 1
         else:
-            count["missed"] += 1
+            count["right" if len(exact) == len(near) == 1 else "missed"] += 1
     count["wrong"] = len(told) - len(known)
     return count
 
@@ -230,24 +224,32 @@ def main() -> None:
     args = parser.parse_args()
     seconds, stop, events = 60.0 * args.minutes, threading.Event(), []
     rows: list[dict[str, float]] = []
-    with tempfile.TemporaryDirectory() as folder, Camera() as camera:
+    times: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
         predictor = coloured(Predictor.load(args.model or make_run(Path(folder)), device="cpu"))
-        begin, decisions, step = time.time(), 0, min(30.0, seconds / 10.0)
-        plan = {seconds / 3.0: 3.0, 2.0 * seconds / 3.0: 8.0}
-        with disconnects(camera, plan) as outages:
-            threading.Timer(seconds, stop.set).start()
-            for decision in watch(camera.url, predictor, LiveConfig(), on_event=events.append, stop=stop):
-                decisions += 1
-                if time.time() - begin >= len(rows) * step:
-                    rows.append({"seconds": time.time() - begin, "mib": memory(), "decisions": decisions,
-                                 "dropped": decision.dropped or 0, "threads": threading.active_count()})  # fmt: skip
-                    print("  ".join(f"{name} {value:8.1f}" for name, value in rows[-1].items()), flush=True)
-        found = check(camera, events, time.time(), outages, begin)
-    early = [row["mib"] for row in rows[len(rows) // 3 :]]
-    grown = early[-1] - early[0]
-    print(f"events: {found}; memory {early[0]:.1f} -> {early[-1]:.1f} MiB in the last two thirds ({grown:+.1f})")
+        ours, theirs = multiprocessing.get_context("spawn").Pipe()
+        plan = [(seconds / 3.0, 3.0), (2.0 * seconds / 3.0, 8.0)]
+        camera = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs, plan), daemon=True)
+        camera.start()
+        url, began, length = ours.recv()
+        begin, step = time.time(), min(30.0, seconds / 10.0)
+        threading.Timer(seconds, stop.set).start()
+        for decision in watch(url, predictor, LiveConfig(), on_event=events.append, stop=stop):
+            times.append(time.time())
+            if times[-1] - begin >= len(rows) * step:
+                rows.append({"seconds": times[-1] - begin, "mib": memory(), "decisions": len(times),
+                             "dropped": decision.dropped or 0, "threads": threading.active_count()})  # fmt: skip
+                print("  ".join(f"{name} {value:8.1f}" for name, value in rows[-1].items()), flush=True)
+        cuts = [ours.recv() for _ in plan]
+        ours.send("done")
+    back = [min(t for t in [*times, times[-1] + 1e9] if t > cut + 2.0) for cut in cuts]
+    outages = [(began - 1e9, times[0]), *zip(cuts, back, strict=True), (times[-1], times[-1] + 1e9)]
+    found = check(list(stretches(began, length, begin, times[-1])), events, outages)
+    half = [row["mib"] for row in rows[len(rows) // 2 :]]
+    print(f"events: {found}; seen again after {[round(b - a, 1) for a, b in zip(cuts, back, strict=True)]} s")
+    print(f"memory in the second half: {half[0]:.1f} to {half[-1]:.1f} MiB, at most {max(half):.1f}")
     if args.output:
-        args.output.write_text(json.dumps({"memory": rows, "events": found, "grown_mib": grown}, indent=1))
+        args.output.write_text(json.dumps({"rows": rows, "events": found, "cuts": cuts, "back": back}, indent=1))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from stillmotion.config import LiveConfig
 
 TIMEOUT = 10.0
 """Seconds without data after which a connection counts as broken."""
-FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
+FIRST_DELAY, LONGEST_DELAY = 0.5, 10.0
 """Seconds between two attempts to connect; each time twice as many."""
 DAMAGE = 100
 """Packets in a row that cannot be decoded, after which the connection counts as broken."""
@@ -47,7 +47,7 @@ class Stream:
 
     Frames that the caller does not take in time are dropped, the oldest first, where they are late for good (`drops`):
     of a camera or another source without an end. A source with an end waits instead, and nothing of it is lost. An
-    endless source that breaks off is connected again, after 0.5 s, 1 s, 2 s, ... up to 30 s.
+    endless source that breaks off is connected again, after 0.5 s, 1 s, 2 s, ... up to 10 s.
 
     Attributes:
         fps: Frames a second, as the source says.
