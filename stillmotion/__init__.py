@@ -11,6 +11,7 @@ from stillmotion.view import Augment, Draw, View
 if TYPE_CHECKING:
     from stillmotion.data.decode import probe, read_frames
     from stillmotion.data.table import read_table
+    from stillmotion.live import watch
     from stillmotion.models.factory import create_model, load_model
     from stillmotion.predict import Predictor
     from stillmotion.run import Run
@@ -27,6 +28,7 @@ __all__ = [
     "probe",
     "read_frames",
     "read_table",
+    "watch",
 ]
 
 _PLACES = {
@@ -37,6 +39,7 @@ _PLACES = {
     "probe": "stillmotion.data.decode",
     "read_frames": "stillmotion.data.decode",
     "read_table": "stillmotion.data.table",
+    "watch": "stillmotion.live",
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stillmotion.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RowConfig, TrainerConfig
+from stillmotion.config import DataConfig, LiveConfig, MethodConfig, ModelConfig, OptimConfig, RowConfig, TrainerConfig
 
 if TYPE_CHECKING:
     from stillmotion.run import Run
@@ -94,6 +94,8 @@ def evaluate(
     teacher: str | None = None,
     fuse: list[str] = [],
     weights_on: str | None = None,
+    calibrate_on: str | None = None,
+    cascade_on: str | None = None,
     protocol: Literal["own", "static", "clip", "video"] = "own",
     moment: str | None = None,
     num_moments: int | None = None,
@@ -123,6 +125,10 @@ def evaluate(
         fuse: Further networks, whose probabilities are averaged with the model's (late fusion): run folders, or a
             `predictions.csv` or `results.json` that an earlier `evaluate --output` wrote.
         weights_on: Held-out split on which the weights of that mean are chosen; default: all alike.
+        calibrate_on: Held-out split on which a temperature is fitted, so that probabilities are right as often as they
+            say. It is stored with the run; `predict` and what is exported afterwards use it.
+        cascade_on: Held-out split on which the threshold of a cascade is chosen: the model answers, and the teacher
+            where it is not sure.
         protocol: What is seen of a video: `own` as in training; `static` one frame; `clip` one clip; `video` several
             moments in equal parts (`num_moments`, 10), their logits averaged.
         moment: Which moment is seen: centre, first, last, uniform, keyframe.
@@ -130,8 +136,9 @@ def evaluate(
         num_crops: 3, 5 or 10 crops of every frame, each with its own prediction; wants a view with `resize`.
         pooling: How the moments of a video are joined: mean of their `logits`, or of their `scores` (softmax).
         view: Further settings of `View` that differ from training.
-        output: Folder for results.json (and CSV, Markdown, PNG), predictions.csv, per_class.csv, the confusion matrix
-            and broken.csv; the teacher's in `teacher/`. Default: print only.
+        output: Folder for results.json (and CSV, Markdown, PNG), predictions.csv, per_class.csv, the confusion matrix,
+            calibration.json and cascade.json (with pictures) and broken.csv; the teacher's in `teacher/`. Default:
+            print only.
         train_split: Training samples, whose mean features R2 is measured against.
         targets: Columns that hold the truth, if they are others than in training; `labels:multilabel` if one may hold
             several classes (`run|jump`): top1 and top5 are then Hit@1 and Hit@5.
@@ -168,11 +175,14 @@ def evaluate(
     if fuse:
         if teacher is not None:
             raise ValueError("teacher and fuse: a distance is that of one network; evaluate it without fuse")
+        if calibrate_on is not None or cascade_on is not None:
+            raise ValueError("fuse: a temperature and a cascade are of one network; evaluate it without fuse")
         rows, weights = evaluate_fused([model, *fuse], table, weights_on=weights_on, **settings)
         print("weights: " + ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()))
     else:
         if weights_on is not None:
             raise ValueError(f"weights_on={weights_on}: weighs networks against each other; name some with fuse")
+        settings |= {"calibrate_on": calibrate_on, "cascade_on": cascade_on}
         rows = run_evaluate(model, table, teacher=teacher, train_split=train_split, **settings)
     print(markdown_table(rows))
     return 1 if any("unreadable" in row["metrics"] for row in rows) else 0
@@ -258,25 +268,33 @@ def predict(
     view: dict[str, Any] = {},
     workers: int = 4,
     device: str = "auto",
-    interval: int | None = None,
-    max_frames: int | None = None,
+    reject: float | None = None,
+    teacher: str | None = None,
+    threshold: float | None = None,
+    live: LiveConfig = LiveConfig(),
+    events: str | None = None,
     root: str | None = None,
 ) -> int:
     """Predicts files, folders, tables, cameras and streams.
 
-    A file that cannot be read gets a line with `error`; the others go on. The exit code is then 1.
+    A file that cannot be read gets a line with `error`; the others go on. The exit code is then 1. A camera or stream
+    is watched until Ctrl-C, SIGTERM or its end; one that is lost is connected again.
 
     Args:
         model: Run folder, or an exported `.onnx`.
-        inputs: Videos, stills, folders, tables, a camera's number, a stream's URL.
+        inputs: Videos, stills, folders, tables, a camera's number, a stream's URL; `file://PATH` watches a file as a
+            stream.
         output: `.jsonl` or `.csv`; default: JSON lines to the terminal.
         top: Classes that are named.
         overlay: `.mp4` with the prediction drawn in (one input), or a folder for one video an input.
         view: Settings of `View` that differ from training, such as `{"moment": "keyframe"}` or `{"num_moments": 8}`.
         workers: Threads that read files.
         device: auto, cpu or cuda.
-        interval: Live sources: frames between two predictions (default: as many as a clip spans, at least 8).
-        max_frames: Live sources: stop after so many frames.
+        reject: Answers that are less probable than this are `unsure`; the probabilities are listed all the same.
+        teacher: Run folder or `.onnx` of a teacher, which answers where the model is no surer than `threshold`.
+        threshold: See `teacher`; `evaluate --cascade_on` chooses one.
+        live: How cameras and streams are watched.
+        events: Cameras and streams: `.jsonl` or `.csv` for what began and ended when.
         root: Folder that a table's relative paths start from.
     """
     from stillmotion.predict import predict as run_predict
@@ -290,8 +308,11 @@ def predict(
         view=view,
         workers=workers,
         device=device,
-        interval=interval,
-        max_frames=max_frames,
+        reject=reject,
+        teacher=teacher,
+        threshold=threshold,
+        live=live,
+        events=events,
         root=root,
     )
 

@@ -221,3 +221,48 @@ class RowConfig:
     optim: dict[str, Any] = field(default_factory=dict)
     table: str | None = None
     data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveConfig:
+    """How cameras and streams are watched.
+
+    Args:
+        interval: Frames between two decisions. Default: the distance of the moments, if the view has one, or as many
+            as a clip spans; at least 8.
+        max_frames: Stop after so many frames.
+        late: Frames that come while the network is still busy: `drop` those that no decision needs any more, or `wait`,
+            which holds up the source. `auto` drops where a source has no end.
+        reconnect: Seconds for which a lost source is looked for, with growing pauses.
+        smooth: Seconds over which probabilities are averaged (exponentially); 0: not at all.
+        enter: An event begins when the probability of its class reaches this,
+        leave: and ends when it falls below this.
+        min_seconds: Shorter ones do not count.
+        gap: Seconds without a frame after which events end where they were last seen, and the average starts anew.
+        classes: Classes that make events; none named: all.
+        show: Open a window; needs a display, and an OpenCV with windows. Esc or q closes it and stops.
+    """
+
+    interval: int | None = None
+    max_frames: int | None = None
+    late: Literal["auto", "drop", "wait"] = "auto"
+    reconnect: float = 300.0
+    smooth: float = 0.5
+    enter: float = 0.6
+    leave: float = 0.4
+    min_seconds: float = 0.5
+    gap: float = 2.0
+    classes: list[str] = field(default_factory=list)
+    show: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("interval", "max_frames"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"live.{name}={getattr(self, name)}: must be at least 1")
+        for name in ("reconnect", "smooth", "min_seconds"):
+            if not getattr(self, name) >= 0.0:
+                raise ValueError(f"live.{name}={getattr(self, name)}: must be at least 0")
+        if not self.gap > 0.0:
+            raise ValueError(f"live.gap={self.gap}: must be above 0")
+        if not 0.0 < self.leave <= self.enter <= 1.0:
+            raise ValueError(f"live.enter={self.enter}, live.leave={self.leave}: 0 < leave <= enter <= 1 is wanted")

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import torch
 
+from stillmotion.calibration import calibrate, reliabilities, store, write_reliability
+from stillmotion.cascade import measure_cascade
 from stillmotion.config import ModelConfig
 from stillmotion.data.table import Table, read_table
 from stillmotion.measure import Measured, Reading, distance, measure, predict_with
@@ -28,6 +30,8 @@ def evaluate(
     *,
     split: str | None = "test",
     teacher: str | Path | ModelConfig | None = None,
+    calibrate_on: str | None = None,
+    cascade_on: str | None = None,
     protocol: Protocol = "own",
     moment: str | None = None,
     num_moments: int | None = None,
@@ -53,13 +57,16 @@ def evaluate(
         table: CSV or Parquet file, folder of class folders, or a table already read.
         split: Which samples; None: all.
         teacher: Another network (its run folder): gets a row too, and the first row tells the distance to it.
+        calibrate_on: Held-out split on which a temperature is fitted; it is stored with the run, and `predict` uses it.
+        cascade_on: Held-out split on which the threshold of a cascade of the model and its teacher is chosen.
         protocol: What is seen of a video: `own` as in training; `static` one frame; `clip` one clip; `video` several
             moments in equal parts (`num_moments`, 10), their logits averaged.
         moment, num_moments, num_crops, size: Settings of the network's view that differ.
         pooling: How the moments are joined: see `pool_clips`.
         view: Further ones.
         output: Folder for `results.json` (and CSV, Markdown, PNG), `predictions.csv`, `per_class.csv`,
-            `confusion.json` and its picture, `broken.csv`; the teacher's in `teacher/`.
+            `confusion.json`, `calibration.json` and `cascade.json` with their pictures, `broken.csv`; the teacher's in
+            `teacher/`.
         train_split: Training samples, whose mean features R2 is measured against; without such a split there is none.
         targets: Columns that hold the truth, see `DataConfig`. Empty: as in the run's training, or `label` for a
             network that knows no classes yet.
@@ -70,9 +77,10 @@ def evaluate(
         root: Folder that the table's relative paths start from.
 
     Returns:
-        A row for the model, one for the teacher, with the task's metrics and those of the video papers: `top3` (of more
-        than three classes), `mAP`, and over clips and crops alone, not joined, `clip_top1`. With several labels a
-        sample these are Hit@k. Unreadable samples are counted in the metric `unreadable`.
+        A row for the model, one for the teacher, one for their cascade, with the task's metrics and those of the video
+        papers: `top3` (of more than three classes), `mAP`, and over clips and crops alone, not joined, `clip_top1`.
+        With several labels a sample these are Hit@k. `ece` is the calibration error (15 bins), `ece_calibrated` that at
+        the run's temperature. Unreadable samples are counted in the metric `unreadable`.
 
     Raises:
         ValueError: No such run, split or setting; a label that the network does not know; nothing can be read.
@@ -81,12 +89,15 @@ def evaluate(
     used = rows.select(split) if split is not None else rows
     seen = view_settings(protocol, moment, num_moments, num_crops, size, view)
     encoder, trained, name = open_model(model, rows, targets, seen)
-    task = asked(trained, targets)
-    task.check(used)
+    check_held_out(split, calibrate_on, cascade_on, teacher, targets)
     side = short_side if short_side is not None else encoder.short_side
     reading = Reading(
         batch_size=batch_size, workers=workers, device=pick_device(device), short_side=side, packed=packed, flow=flow
     )
+    if calibrate_on is not None:
+        trained = _calibrate(name, encoder, rows, calibrate_on, trained, reading, pooling)
+    task = asked(trained, targets)
+    task.check(used)
     found = [_measure(Path(name).name, encoder, used, task, reading, pooling, trained)]
     if teacher is not None:
         other, other_trained, other_name = open_model(teacher, rows, targets, {})
@@ -100,7 +111,54 @@ def evaluate(
         found[0].metrics.update(distance(found[0].predictions, found[1].predictions, reference, task))
     if output is not None:
         _write(Path(output), found, task, used)
-    return [m.row() for m in found]
+    result = [m.row() for m in found]
+    if cascade_on is not None:
+        held = rows.select(cascade_on)
+        both = ((encoder, trained), (other, other_trained))
+        measured = [measure(name, network, held, task, reading, pooling, own) for network, own in both]
+        result.append(
+            measure_cascade(found, measured, (task, other_trained), used, (encoder.views, other.views), output)
+        )
+    if output is not None:
+        write_results(output, result)
+    return result
+
+
+def check_held_out(
+    split: str | None, calibrate_on: str | None, cascade_on: str | None, teacher: object, targets: Sequence[str]
+) -> None:
+    """Refuses to choose on the samples that are measured, and a cascade of one network.
+
+    Raises:
+        ValueError: In one line, what to give instead.
+    """
+    for name, held in (("calibrate_on", calibrate_on), ("cascade_on", cascade_on)):
+        if held is not None and split in (held, None):
+            raise ValueError(f"{name}={held}: this is the split that is measured; name a held-out one")
+    if cascade_on is not None and teacher is None:
+        raise ValueError(f"cascade_on={cascade_on}: a cascade needs a teacher; name its run folder")
+    if calibrate_on is not None and targets:
+        raise ValueError("calibrate_on: a temperature is fitted on the columns of the training; leave targets out")
+
+
+def _calibrate(
+    name: str, encoder: Encoder, table: Table, split: str, trained: Task, reading: Reading, pooling: Pooling
+) -> Task:
+    """Fits a temperature and stores it with the run."""
+    if not is_run(name):
+        raise ValueError(f"calibrate_on={split}: the temperature is stored with the run; {name} is no run folder")
+    held = table.select(split)
+    trained.check(held)
+    seen = measure(name, encoder, held, trained, reading, pooling).predictions
+    try:
+        fitted = calibrate(trained, seen.logits, seen.targets)
+    except ValueError as error:
+        raise ValueError(f"calibrate_on={split}: {error}") from None
+    facts = {"split": split, "samples": int(trained.labelled(seen.targets).sum())}
+    for kind, bins in reliabilities(fitted, seen.logits, seen.targets).items():
+        facts["ece" if kind == "raw" else "ece_calibrated"] = bins.error
+    store(Path(name), fitted, facts)
+    return fitted
 
 
 def open_model(
@@ -142,7 +200,9 @@ def asked(trained: Task, targets: Sequence[str]) -> Task:
         raise ValueError(f"targets {', '.join(targets)}: the network was trained for {wanted}; name a column for each, "
                          "in this order and kind, or leave targets out")  # fmt: skip
     found = [
-        replace(task, target=column) if isinstance(task, Score) else CLASSES[kind](task.class_names, column)
+        replace(task, target=column)
+        if isinstance(task, Score) or (isinstance(task, Classes) and kind == task.kind)
+        else CLASSES[kind](task.class_names, column)
         for task, (column, kind) in zip(tasks, given, strict=True)
     ]
     return found[0] if len(found) == 1 else Joint(tuple(found), trained.weights)
@@ -159,7 +219,7 @@ def _measure(
 
 
 def paper_metrics(predictions: Predictions, task: Task) -> dict[str, float]:
-    """`top3` of more than three classes, `mAP`, and `clip_top1` of several moments (METHODS 3.5); of one target."""
+    """`top3` of more than three classes, `mAP`, `ece`, and `clip_top1` of several moments; of one target."""
     found: dict[str, float] = {}
     if not isinstance(task, Classes):
         return found
@@ -171,6 +231,8 @@ def paper_metrics(predictions: Predictions, task: Task) -> dict[str, float]:
         found["top3"] = hit_at_k(logits, marks, 3)
     # Of probabilities: logits of different samples have no common order.
     found["mAP"] = mean_average_precision(task.scores(logits), marks)
+    for kind, bins in reliabilities(task, predictions.logits, predictions.targets).items():
+        found["ece" if kind == "raw" else "ece_calibrated"] = bins.error
     clips = predictions.outputs.get("moment_logits")
     if clips is not None and clips.shape[1] > 1:
         each = clips[known].reshape(-1, task.num_outputs)
@@ -226,5 +288,6 @@ def _write(folder: Path, found: Sequence[Measured], task: Task, table: Table) ->
     for place, measured in zip((folder, folder / "teacher"), found, strict=False):
         place.mkdir(parents=True, exist_ok=True)
         write_predictions(place, measured.predictions, task)
+        if bins := reliabilities(task, measured.predictions.logits, measured.predictions.targets):
+            write_reliability(place, bins)
         Run(place).write_broken(table, measured.predictions.errors, measured.predictions.faults)
-    write_results(folder, [m.row() for m in found])

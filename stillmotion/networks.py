@@ -3,13 +3,16 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Inputs = dict[str, NDArray[np.uint8]]
 Network = Callable[[Inputs], NDArray[np.float32]]
+
+if TYPE_CHECKING:
+    from stillmotion.models.encoder import Encoder
 
 METADATA = "stillmotion"
 # The other settings of a view are part of the exported graph.
@@ -85,11 +88,26 @@ def _load_run(model: str, device: str, view: Mapping[str, Any]) -> tuple[Network
     where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     encoder = encoder.eval().to(where)
 
-    @torch.inference_mode()
-    def run(inputs: Inputs) -> NDArray[np.float32]:
-        batch = {f"student/{name}": torch.from_numpy(x)[None].to(where) for name, x in inputs.items()}
-        logits: NDArray[np.float32] = encoder.from_batch(batch, "student")["logits"][0].float().cpu().numpy()
-        return logits
-
     views = {name: seen.to_dict() for name, seen in encoder.views.items()}
-    return run, {"task": task.to_dict(), "views": views, "short_side": encoder.short_side}
+    config = {"task": task.to_dict(), "views": views, "short_side": encoder.short_side}
+    return TorchNetwork(encoder, where), config
+
+
+class TorchNetwork:
+    """A network of a run folder: frames (N, T, C, H, W) by view -> logits (K,).
+
+    Args:
+        encoder: The network, in `eval()` and on the device.
+        device: Where it is.
+    """
+
+    def __init__(self, encoder: "Encoder", device: str) -> None:
+        self.encoder, self.device = encoder, device
+
+    def __call__(self, inputs: Inputs) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode():
+            batch = {f"student/{name}": torch.from_numpy(x)[None].to(self.device) for name, x in inputs.items()}
+            logits: NDArray[np.float32] = self.encoder.from_batch(batch, "student")["logits"][0].float().cpu().numpy()
+        return logits

@@ -17,7 +17,8 @@ from stillmotion.data.decode import decode_frames, probe
 from stillmotion.data.table import Sample
 
 if TYPE_CHECKING:
-    from stillmotion.predict import Prediction, Predictor
+    from stillmotion.predict import Predictor
+    from stillmotion.prediction import Prediction
 
 Frame = NDArray[np.uint8]
 ACCENT, WHITE, DIM = (86, 180, 233, 255), (255, 255, 255, 255), (255, 255, 255, 70)
@@ -144,11 +145,13 @@ class VideoWriter:
     Args:
         path: `.mp4`.
         fps: Frame rate.
+        live: Write in parts, each of which can be played whatever happens to the process after it.
     """
 
-    def __init__(self, path: Path, fps: float) -> None:
+    def __init__(self, path: Path, fps: float, *, live: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(path), "w")
+        options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if live else {}
+        self._container = av.open(str(path), "w", options=options)
         self._rate = Fraction(fps).limit_denominator(1001)
         self._stream: VideoStream | None = None
 
@@ -158,7 +161,10 @@ class VideoWriter:
             self._stream = self._container.add_stream("libx264", rate=self._rate, options={"crf": "20"})
             self._stream.height, self._stream.width = (s - s % 2 for s in frame.shape[:2])
             self._stream.pix_fmt = "yuv420p"
-        even = np.ascontiguousarray(frame[: self._stream.height, : self._stream.width])
+        height, width = self._stream.height, self._stream.width
+        if frame.shape[0] - height not in (0, 1) or frame.shape[1] - width not in (0, 1):
+            frame = np.asarray(Image.fromarray(frame).resize((width, height)))  # a camera that changed its size
+        even = np.ascontiguousarray(frame[:height, :width])
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
 
     def __enter__(self) -> Self:

@@ -4,90 +4,31 @@ The same functions choose, decode and resample the frames as in training and eva
 needs no torch.
 """
 
-import csv
-import json
+import signal
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TextIO
+from types import FrameType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillmotion.data.rows import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_folder, media_files
+from stillmotion.calibration import check_cascade, confidence
+from stillmotion.config import LiveConfig
 from stillmotion.data.source import Extent, FrameSource, Videos, show
-from stillmotion.data.table import Sample, read_table
+from stillmotion.data.table import Sample
+from stillmotion.inputs import find_samples, is_live
 from stillmotion.networks import Inputs, Network, load_network
-from stillmotion.tasks import Answer, Task, task_from_dict
+from stillmotion.prediction import Prediction, prediction_writer
+from stillmotion.tasks import Task, task_from_dict
 from stillmotion.view import NO_DRAW, View
-
-TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of one input.
-
-    Args:
-        path: The input, as it was named.
-        labels: Classes with probabilities, most probable first; empty after an error, and of a network that tells of
-            several columns or of a score.
-        seconds: From file to labels, decoding included.
-        frames: Different frames that were read.
-        error: Why nothing was predicted, in one line.
-        fault: What is wrong with a file that could be read in part; the prediction is of that part.
-        time: In live sources: seconds of the stream up to the last frame seen.
-        answers: What the network says of each column; empty after an error.
-    """
-
-    path: str
-    labels: list[tuple[str, float]]
-    seconds: float
-    frames: int
-    error: str | None = None
-    fault: str | None = None
-    time: float | None = None
-    answers: tuple[Answer, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """As a person would write it: `forward, 2.5 somersaults, 1 twist, tuck, 68.4`."""
-        return ", ".join(answer.text for answer in self.answers)
-
-    @property
-    def lines(self) -> list[tuple[str, float | None]]:
-        """What a picture shows, with probabilities: the three best classes, or a line for each of several columns."""
-        if self.labels:
-            return [(name, p) for name, p in self.labels[:3]]
-        return [(f"{answer.target}: {answer.text}", answer.probability) for answer in self.answers]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON data; `error`, `fault` and `time` only where there is one.
-
-        Of several columns, or a score, `targets` has what is said of each in the place of `labels`.
-        """
-        data: dict[str, Any] = {"path": self.path, "text": self.text or None, "labels": _listed(self.labels)}
-        if self.answers and not self.labels:
-            del data["labels"]
-            data["targets"] = {a.target: _told(a) for a in self.answers}
-        data |= {"seconds": round(self.seconds, 6), "frames": self.frames}
-        data |= {"error": self.error, "fault": self.fault, "time": self.time}
-        return {k: v for k, v in data.items() if v is not None}
-
-
-def _told(answer: Answer) -> dict[str, Any]:
-    if answer.score is not None:
-        return {"value": round(answer.score, 6)}
-    return {"value": answer.text, "probability": round(answer.labels[0][1], 6), "labels": _listed(answer.labels)}
-
-
-def _listed(labels: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
-    return [{"label": name, "probability": round(p, 6)} for name, p in labels]
 
 
 @dataclass(frozen=True)
@@ -133,6 +74,12 @@ class Predictor:
         views: What the network sees.
         short_side: As in `DataConfig`.
         top: Classes that a prediction names.
+        reject: Answers that are less probable than this are `unsure`.
+        teacher: Answers in its place where it is no surer than `threshold`.
+        threshold: Probability of the first class, 0..1.
+
+    Raises:
+        ValueError: A number out of its range, networks that tell of other things, or of none that one can be sure of.
 
     Example:
         predictor = Predictor.load("runs/hallucinet")
@@ -140,14 +87,43 @@ class Predictor:
     """
 
     def __init__(
-        self, network: Network, task: Task, views: Mapping[str, View], *, short_side: int | None = None, top: int = 5
+        self,
+        network: Network,
+        task: Task,
+        views: Mapping[str, View],
+        *,
+        short_side: int | None = None,
+        top: int = 5,
+        reject: float | None = None,
+        teacher: "Predictor | None" = None,
+        threshold: float | None = None,
     ) -> None:
         self.network, self.task, self.views = network, task, dict(views)
         self.short_side, self.top = short_side, top
+        self.reject, self.teacher, self.threshold = reject, teacher, threshold
+        for name, value in (("reject", reject), ("threshold", threshold)):
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name}={value}: a probability, from 0 to 1, is wanted")
+        if (teacher is None) != (threshold is None):
+            missing = "threshold" if threshold is None else "teacher"
+            raise ValueError(f"{missing} is missing: a cascade has a teacher and a threshold, which "
+                             "`stillmotion evaluate --cascade_on SPLIT` chooses")  # fmt: skip
+        if teacher is not None:
+            check_cascade(task, teacher.task)
+        if reject is not None:
+            confidence(task, np.zeros(task.num_outputs, np.float32))  # refuses what has no classes
 
     @classmethod
     def load(
-        cls, model: str | Path, *, view: Mapping[str, Any] | None = None, device: str = "auto", top: int = 5
+        cls,
+        model: str | Path,
+        *,
+        view: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        top: int = 5,
+        reject: float | None = None,
+        teacher: str | Path | None = None,
+        threshold: float | None = None,
     ) -> Self:
         """Loads a run folder (or a model of the Hugging Face Hub), or an exported `.onnx`.
 
@@ -156,6 +132,9 @@ class Predictor:
             view: Settings of `View` that differ from training (`moment`, `num_moments`).
             device: auto, cpu or cuda.
             top: Classes that a prediction names.
+            reject: See `Predictor`.
+            teacher: Where the teacher of a cascade is.
+            threshold: See `Predictor`.
 
         Raises:
             ValueError: In one line: the file, and what is wrong with it.
@@ -164,12 +143,14 @@ class Predictor:
         views = {name: View.from_dict(data) for name, data in config["views"].items()}
         if any(v.kind == "feature" for v in views.values()):
             raise ValueError(f"{model}: sees stored features, which no video has; give the network that they came from")
-        return cls(network, task_from_dict(config["task"]), views, short_side=config.get("short_side"), top=top)
+        other = cls.load(teacher, device=device, top=top) if teacher is not None else None
+        return cls(network, task_from_dict(config["task"]), views, short_side=config.get("short_side"), top=top,
+                   reject=reject, teacher=other, threshold=threshold)  # fmt: skip
 
     def __call__(self, source: str | Path | Sample) -> Prediction:
         """Predicts one file, folder of numbered images or sample; an unreadable one gives a prediction with `error`."""
         sample = source if isinstance(source, Sample) else Sample(Path(source), str(source))
-        return self._answer(sample.id, lambda: self.see(sample))
+        return self._answer(sample, lambda: self.see(sample))
 
     def many(self, samples: Iterable[Sample], *, workers: int = 4) -> Iterator[Prediction]:
         """Predicts samples in their order, while further files are read in `workers` threads."""
@@ -184,24 +165,32 @@ class Predictor:
                     if not pending:
                         return
                     sample, future = pending.popleft()
-                    yield self._answer(sample.id, future.result)
+                    yield self._answer(sample, future.result)
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def say(self, name: str, inputs: Inputs, seconds: float, frames: int, **further: Any) -> Prediction:
-        """What the network says of frames (N, T, C, H, W) by view, as the prediction of an input of this name.
+    def logits(self, inputs: Inputs) -> NDArray[np.float32]:
+        """Calibrated logits (K,) of frames (N, T, C, H, W) by view."""
+        return self.task.calibrated(self.network(inputs))
+
+    def asks(self, logits: NDArray[np.float32]) -> bool:
+        """Whether the teacher should answer in place of these logits."""
+        return self.threshold is not None and bool(confidence(self.task, logits) <= self.threshold)
+
+    def say(self, name: str, logits: NDArray[np.float32], seconds: float, frames: int, **further: Any) -> Prediction:
+        """Calibrated logits (K,) as the prediction of an input of this name.
 
         Args:
             name: Of the input.
-            inputs: What the network sees.
-            seconds: That reading took.
+            logits: See `logits`.
+            seconds: That it took.
             frames: That were read.
             further: Fields of the prediction.
         """
-        began = time.perf_counter()
-        answers = self.task.answers(self.network(inputs), top=self.top)
+        answers = self.task.answers(logits, top=self.top)
         labels = list(answers[0].labels) if self.task.class_names else []
-        return Prediction(name, labels, seconds + time.perf_counter() - began, frames, answers=answers, **further)
+        unsure = self.reject is not None and bool(confidence(self.task, logits) < self.reject)
+        return Prediction(name, labels, seconds, frames, answers=answers, unsure=unsure, **further)
 
     def see(self, sample: Sample) -> Seen:
         """Reads what the network looks at, as evaluation does: nothing is random, one decode serves all views.
@@ -214,46 +203,26 @@ class Predictor:
         inputs = show(source, sample, self.views, NO_DRAW)
         return Seen(inputs, source.frames, source.fault, time.perf_counter() - began)
 
-    def _answer(self, name: str, read: Callable[[], Seen]) -> Prediction:
+    def _answer(self, sample: Sample, read: Callable[[], Seen]) -> Prediction:
         try:
             seen = read()
         except (ValueError, OSError) as error:
-            text = " ".join(str(error).split())
-            return Prediction(name, [], 0.0, 0, text or type(error).__name__)
-        return self.say(name, seen.inputs, seen.seconds, len(seen.frames), fault=seen.fault)
+            return _unreadable(sample, error)
+        began = time.perf_counter()
+        logits, frames = self.logits(seen.inputs), set(seen.frames.tolist())
+        by: Any = "student" if self.teacher is not None else None
+        if self.teacher is not None and self.asks(logits):
+            try:
+                more = self.teacher.see(sample)
+            except (ValueError, OSError) as error:
+                return _unreadable(sample, error)
+            logits, frames, by = self.teacher.logits(more.inputs), frames | set(more.frames.tolist()), "teacher"
+        seconds = seen.seconds + time.perf_counter() - began
+        return self.say(sample.id, logits, seconds, len(frames), fault=seen.fault, by=by)
 
 
-def is_live(source: str) -> bool:
-    """Whether an input is a camera (a number) or a stream (a URL)."""
-    return "://" in source or (source.isdigit() and not Path(source).exists())
-
-
-def find_samples(inputs: Sequence[str], *, root: str | None = None) -> list[Sample]:
-    """Samples of files, folders (searched to the bottom) and tables, in their order.
-
-    A path that does not exist is kept: it gives an error of its own, as an unreadable file does.
-
-    Args:
-        inputs: Paths.
-        root: Folder that a table's relative paths start from.
-
-    Raises:
-        ValueError: A table is wrong, or a folder holds no video and no image.
-    """
-    samples: list[Sample] = []
-    for name in inputs:
-        path = Path(name)
-        if path.suffix.lower() in TABLE_SUFFIXES:
-            samples += read_table(path, root=root, check_files=False)
-        elif path.is_dir() and not is_image_folder(path):
-            found = list(media_files(path))
-            if not found:
-                kinds = ", ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES)[:6])
-                raise ValueError(f"{path}: no video and no image in this folder (looked for {kinds}, ...)")
-            samples += [Sample(p, str(p)) for p in found]
-        else:
-            samples.append(Sample(path, name))
-    return samples
+def _unreadable(sample: Sample, error: Exception) -> Prediction:
+    return Prediction(sample.id, [], 0.0, 0, " ".join(str(error).split()) or type(error).__name__)
 
 
 def predict(
@@ -266,8 +235,11 @@ def predict(
     view: dict[str, Any] | None = None,
     workers: int = 4,
     device: str = "auto",
-    interval: int | None = None,
-    max_frames: int | None = None,
+    reject: float | None = None,
+    teacher: str | None = None,
+    threshold: float | None = None,
+    live: LiveConfig | None = None,
+    events: str | None = None,
     root: str | None = None,
 ) -> int:
     """Predicts files, folders, tables, cameras and streams; the entry of `stillmotion predict`.
@@ -281,8 +253,11 @@ def predict(
         view: Settings of `View` that differ from training, such as `{"moment": "keyframe"}` or `{"num_moments": 8}`.
         workers: Threads that read files.
         device: auto, cpu or cuda.
-        interval: Live sources: frames between two predictions (default: as many as a clip spans, at least 8).
-        max_frames: Live sources: stop after so many frames.
+        reject: Answers that are less probable than this are `unsure`.
+        teacher: Run folder or `.onnx` of a teacher that answers where the model is no surer than `threshold`.
+        threshold: See `teacher`.
+        live: How cameras and streams are watched.
+        events: `.jsonl` or `.csv` for what began and ended in cameras and streams.
         root: Folder that a table's relative paths start from.
 
     Returns:
@@ -291,71 +266,50 @@ def predict(
     Raises:
         ValueError: The model, a table or the name of an output is wrong.
     """
+    from stillmotion.events import event_writer
     from stillmotion.live import watch
     from stillmotion.overlay import overlay_paths, write_overlay
 
-    live = [name for name in inputs if is_live(name)]
-    samples = find_samples([name for name in inputs if name not in live], root=root)
-    targets = overlay_paths(overlay, [s.id for s in samples] + live)
-    predictor = Predictor.load(model, view=view, device=device, top=top)
+    streams = [name for name in inputs if is_live(name)]
+    samples = find_samples([name for name in inputs if name not in streams], root=root)
+    targets = overlay_paths(overlay, [s.id for s in samples] + streams)
+    predictor = Predictor.load(
+        model, view=view, device=device, top=top, reject=reject, teacher=teacher, threshold=threshold
+    )
     failed = partly = 0
-    with _writer(output, predictor.task, top) as write:
+    with prediction_writer(output, predictor.task, top) as write, event_writer(events) as note:
         for sample, prediction in zip(samples, predictor.many(samples, workers=workers), strict=True):
             if sample.id in targets and prediction.error is None:
                 prediction = write_overlay(targets[sample.id], sample, prediction, predictor)
             failed += prediction.error is not None
             partly += prediction.error is None and prediction.fault is not None
             write(prediction)
-        for name in live:
-            target = targets.get(name)
-            for prediction in watch(name, predictor, interval=interval, max_frames=max_frames, overlay=target):
-                failed += prediction.error is not None
-                write(prediction)
+        with _stop_signal() if streams else nullcontext() as stop:
+            for name in streams:
+                decisions = watch(name, predictor, live, overlay=targets.get(name), on_event=note, stop=stop)
+                with closing(decisions):  # on Ctrl-C too, so that what lasts is written
+                    for prediction in decisions:
+                        failed += prediction.error is not None
+                        write(prediction)
     if failed or partly:
-        total = len(samples) + len(live)
+        total = len(samples) + len(streams)
         print(f"{total} inputs: {failed} could not be read, {partly} only in part", file=sys.stderr)
     return 1 if failed else 0
 
 
 @contextmanager
-def _writer(output: str | None, task: Task, top: int) -> Iterator[Callable[[Prediction], None]]:
-    """Writes predictions as they come, so that an interrupted call keeps what it has."""
-    suffix = Path(output).suffix.lower() if output else ".jsonl"
-    if suffix not in (".jsonl", ".json", ".csv"):
-        raise ValueError(f"output={output}: give a name that ends in .jsonl or .csv")
-    if output is None:
-        yield lambda prediction: _write_json(sys.stdout, prediction)
+def _stop_signal() -> Iterator[threading.Event]:
+    """Set by SIGTERM, with which services are stopped: what is being watched then ends as if its source had ended."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
         return
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        if suffix == ".csv":
-            table = csv.writer(file)
-            heads = [f"{c}{i}" for i in range(1, top + 1) for c in ("label", "probability")]
-            if not task.class_names:
-                heads = ["text", *(h for _, p in task.parts for h in _heads(p))]
-            table.writerow(["path", *heads, "seconds", "frames", "time", "fault", "error"])
-            yield lambda prediction: _write_csv(file, table, prediction, len(heads))
-        else:
-            yield lambda prediction: _write_json(file, prediction)
 
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
 
-def _write_json(file: TextIO, prediction: Prediction) -> None:
-    print(json.dumps(prediction.to_dict(), ensure_ascii=False), file=file, flush=True)
-
-
-def _heads(task: Task) -> list[str]:
-    """Columns of a CSV file for a column of the training's table."""
-    return [task.target, f"{task.target}_probability"] if task.class_names else [task.target]
-
-
-def _write_csv(file: TextIO, table: Any, prediction: Prediction, width: int) -> None:
-    cells = [cell for name, p in prediction.labels for cell in (name, f"{p:.6f}")]
-    if prediction.answers and not prediction.labels:
-        cells = [prediction.text]
-        for answer in prediction.answers:
-            cells += [answer.text, f"{answer.probability:.6f}"] if answer.labels else [f"{answer.score:.6g}"]
-    cells += [""] * (width - len(cells))
-    table.writerow([prediction.path, *cells, f"{prediction.seconds:.6f}", prediction.frames,
-                    prediction.time, prediction.fault, prediction.error])  # fmt: skip
-    file.flush()
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)

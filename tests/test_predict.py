@@ -16,13 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
+from stillmotion.config import LiveConfig
 from stillmotion.data.dataset import VideoDataset, collate
 from stillmotion.data.table import read_table
 from stillmotion.export import export
+from stillmotion.inputs import find_samples
 from stillmotion.models.factory import create_model
 from stillmotion.models.pretrained import load_pretrained, save_pretrained
 from stillmotion.overlay import draw_overlay, overlay_paths
-from stillmotion.predict import Predictor, find_samples, predict
+from stillmotion.predict import Predictor, predict
 from stillmotion.tasks import Classification
 from tests.conftest import DATA, MakeVideo, needs_data
 
@@ -88,7 +90,7 @@ def test_networks_that_see_flow(tmp_path: Path, videos: Path, make_video: MakeVi
     assert (len(still.labels), still.frames) == (3, 1)
     make_video(videos / "long.mp4", moving(20), fps=10)
     out = tmp_path / "live.jsonl"
-    assert predict(str(run), [f"{address}/long.mp4"], output=str(out), interval=10) == 0
+    assert predict(str(run), [f"{address}/long.mp4"], output=str(out), live=LiveConfig(interval=10)) == 0
     assert [(r["time"], r["frames"]) for r in rows_of(out)] == [(0.3, 4), (1.3, 4)]
     with pytest.raises(ValueError, match="sees flow; only networks that see RGB or its differences are exported"):
         export(str(run), output=str(tmp_path / "flow.onnx"))
@@ -224,7 +226,7 @@ def test_stream_is_predicted_every_few_frames(
     make_video(videos / "long.mp4", moving(40), fps=10)
     out, film = tmp_path / "live.jsonl", tmp_path / "live.mp4"
     url = f"{address}/long.mp4"
-    assert predict(str(run), [url], output=str(out), interval=10, overlay=str(film)) == 0
+    assert predict(str(run), [url], output=str(out), live=LiveConfig(interval=10, smooth=0.0), overlay=str(film)) == 0
     rows = rows_of(out)
     assert [r["time"] for r in rows] == [0.6, 1.6, 2.6, 3.6]  # frames 7, 17, 27, 37 at ten a second
     assert all(r["frames"] == 4 and r["path"] == url for r in rows)
@@ -236,7 +238,7 @@ def test_stream_is_predicted_every_few_frames(
     expected = {k: round(v, 2) for k, v in predictor(videos / "short.mp4").labels}
     first = rows[0]["labels"]
     assert {r["label"]: round(r["probability"], 2) for r in first} == expected  # type: ignore[attr-defined]
-    assert predict(str(run), [url], output=str(out), interval=10, max_frames=20) == 0
+    assert predict(str(run), [url], output=str(out), live=LiveConfig(interval=10, max_frames=20)) == 0
     assert len(rows_of(out)) == 2
 
 

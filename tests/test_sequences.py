@@ -15,10 +15,10 @@ from stillmotion.__main__ import main
 from stillmotion.data.sampling import frame_indices
 from stillmotion.data.source import Videos, show
 from stillmotion.data.table import Sample, read_table
-from stillmotion.live import _latest, _span
 from stillmotion.predict import Predictor
 from stillmotion.protocols.feature_file import read_features
 from stillmotion.view import NO_DRAW, Draw, View
+from stillmotion.window import live_view, span
 from tests.conftest import MakeVideo
 
 SIX = "{size: 32, num_moments: 6, moment: spaced, spacing: 4, lead: 24, jitter: 1, outside: true}"
@@ -129,11 +129,11 @@ def test_from_the_table_to_its_use(table: Path, tmp_path: Path, capsys: pytest.C
 
 def test_live_frames_lie_as_far_apart_as_in_training() -> None:
     view = View(num_moments=3, moment="spaced", spacing=4, lead=20, jitter=1, outside=True)
-    assert _span(view, 25.0) == 9
-    assert frame_indices(_latest(view), 12, 25.0, NO_DRAW).tolist() == [[3], [7], [11]]
+    assert span(view, 25.0) == 9
+    assert frame_indices(live_view(view, 8, 25.0), 12, 25.0, NO_DRAW).tolist() == [[3], [7], [11]]
     clips = replace(view, num_frames=3, fps=12.5)
-    assert _span(clips, 25.0) == 1 + 16 + 4
-    assert frame_indices(_latest(clips), 30, 25.0, NO_DRAW)[[0, -1]].tolist() == [[8, 10, 12], [24, 26, 28]]
+    assert span(clips, 25.0) == 1 + 16 + 4
+    assert frame_indices(live_view(clips, 8, 25.0), 30, 25.0, NO_DRAW)[[0, -1]].tolist() == [[8, 10, 12], [24, 26, 28]]
 
 
 def test_packed_frames_have_nothing_around_them(

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from stillmotion.models.adapters import ImageEncoder
-from stillmotion.models.encoder import Encoder, check_choice, check_dropout, check_moment_wise
+from stillmotion.models.encoder import Encoder, check_choice, check_dropout, check_moment_wise, prepare
 from stillmotion.models.student import HallucinatingStudent
 from stillmotion.models.temporal import Shift, shift_moments
 
 Aggregate = Literal["mean", "lstm", "attention", "convolution", "relation"]
+Past = dict[nn.Module, Tensor]
+"""By shifted layer: the channels (crops, C', H, W) that the next moment sees."""
 NEW_CLASSIFIER = "the classifier of the sequence is new"
 KERNELS = (2, 3, 4)
 SUBSETS = 3
@@ -207,6 +209,7 @@ class FrameSequence(Encoder):
         inner = {**backbone.config, "num_classes": 0}
         self.config = {"name": "sequence", "num_classes": num_classes, "backbone": inner, **self.settings}
         self._shown = (1, 1)  # moments and crops of what it sees just now
+        self._past: Past | None = None
         self._hooks = [layer.register_forward_pre_hook(self._shift_input) for layer in self._branches()]
 
     def around(self, backbone: Encoder) -> "FrameSequence":
@@ -226,18 +229,57 @@ class FrameSequence(Encoder):
         result = {name: x.reshape(-1, shown, *x.shape[1:]) for name, x in outputs.items()}
         if self.classifier is None:
             return result
-        of_student = isinstance(self.backbone, HallucinatingStudent)
-        vectors = self.backbone.class_features(outputs) if of_student else outputs["embedding"]  # type: ignore[operator]
+        vectors = self._vectors(outputs)
         # Crop by crop a sequence; a reshape, as an unflatten before an LSTM does not export with a free batch size.
         rows = vectors.reshape(-1, moments, crops, vectors.shape[1]).transpose(1, 2)
         rows = rows.reshape(-1, moments, vectors.shape[1])
-        logits = self.classifier(self.dropout(self.aggregate_moments(rows))).reshape(-1, crops, self.num_classes)
+        logits = self.join(rows).reshape(-1, crops, self.num_classes)
         return {**result, "logits": logits.mean(1), "moment_logits": logits.repeat(1, moments, 1)}
+
+    def encode(self, *inputs: Tensor, past: Past) -> Tensor:
+        """Vectors of successive moments of one stream, without the classes: for live use, moment after moment.
+
+        Args:
+            inputs: One for each view, (N * crops, T, C, H, W) uint8, moment by moment.
+            past: What shifted layers saw at the moment before; empty at the beginning. It becomes what they saw at the
+                last moment of these.
+
+        Returns:
+            (N, crops, D).
+        """
+        crops = next(iter(self.views.values())).num_crops
+        self._shown, self._past = (len(inputs[0]) // crops, crops), past
+        prepared = [prepare(x, view) for x, view in zip(inputs, self.views.values(), strict=True)]
+        try:
+            vectors = self._vectors(self.backbone.forward_views(*prepared))
+        finally:
+            self._past = None
+        return vectors.reshape(-1, crops, vectors.shape[1])
+
+    def join(self, rows: Tensor) -> Tensor:
+        """Vectors of moments (B, N, D) -> logits (B, num_classes)."""
+        assert self.classifier is not None
+        logits: Tensor = self.classifier(self.dropout(self.aggregate_moments(rows)))
+        return logits
+
+    def _vectors(self, outputs: dict[str, Tensor]) -> Tensor:
+        """What the classes are read from, of every moment."""
+        if isinstance(self.backbone, HallucinatingStudent):
+            return self.backbone.class_features(outputs)
+        return outputs["embedding"]
 
     def _shift_input(self, layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Before the first layer of a residual branch."""
-        share, shift = self.settings["shift_share"], self.settings["shift"]
-        return (shift_moments(args[0], *self._shown, int(share * args[0].shape[1]), shift), *args[1:])
+        x, shift = args[0], self.settings["shift"]
+        channels = int(self.settings["shift_share"] * x.shape[1])
+        shifted = shift_moments(x, *self._shown, channels, shift)
+        if self._past is not None and channels:  # live: the moment before the first one is known
+            assert shift == "past"
+            crops = self._shown[1]
+            if layer in self._past:
+                shifted[:crops, :channels] = self._past[layer]
+            self._past[layer] = x[-crops:, :channels].clone()
+        return (shifted, *args[1:])
 
     def _branches(self) -> list[nn.Module]:
         """Layers whose input is shifted."""

@@ -128,4 +128,4 @@ def task_from_dict(data: Mapping[str, Any]) -> Task:
         return Score(**{name: value for name, value in data.items() if name != "kind"})
     if kind not in CLASSES:
         raise ValueError(f"unknown task kind {kind!r}; known: {', '.join([*TASKS, Joint.kind])}")
-    return CLASSES[kind](tuple(data["class_names"]), data["target"])
+    return CLASSES[kind](tuple(data["class_names"]), data["target"], data.get("temperature", 1.0))

@@ -146,6 +146,10 @@ class Task(ABC):
     def scores(self, logits: Any) -> Any:
         """Probabilities of classes, guesses of scores, in the place of the logits, (..., K); arrays or tensors."""
 
+    def calibrated(self, logits: Logits) -> Logits:
+        """Logits (..., K) whose probabilities are those that are told in use; see `Classes.temperature`."""
+        return logits
+
     @abstractmethod
     def pool(self, logits: Logits, pooling: Pooling, weights: NDArray[np.floating] | None = None) -> Logits:
         """One row of logits from those of several moments or networks.

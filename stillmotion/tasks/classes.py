@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -24,10 +24,13 @@ class Classes(Task):
     Args:
         class_names: In the order of the logits.
         target: Column of the table.
+        temperature: What logits are divided by in use, so that probabilities are right as often as they say
+            (Guo et al., arXiv:1706.04599). Training, and whoever compares networks, reads the logits as they are.
     """
 
     class_names: tuple[str, ...]
     target: str = "label"
+    temperature: float = field(default=1.0, compare=False)
 
     @classmethod
     def of(cls, table: Table, target: str = "label") -> Self:
@@ -74,6 +77,9 @@ class Classes(Task):
             return softmax(logits) if self.exclusive else np.asarray(sigmoid(logits), np.float32)
         return logits.softmax(-1) if self.exclusive else logits.sigmoid()
 
+    def calibrated(self, logits: Logits) -> Logits:
+        return logits if self.temperature == 1.0 else logits / np.float32(self.temperature)
+
     def pool(self, logits: Logits, pooling: Pooling, weights: NDArray[np.floating] | None = None) -> Logits:
         return pool_clips(logits, pooling, exclusive=self.exclusive, weights=weights)
 
@@ -85,7 +91,10 @@ class Classes(Task):
         """The `top` classes with their probabilities, most probable first."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, **asdict(self), "class_names": list(self.class_names)}
+        data = {"kind": self.kind, **asdict(self), "class_names": list(self.class_names)}
+        if self.temperature == 1.0:
+            del data["temperature"]
+        return data
 
     def _index(self, name: str, sample: Sample) -> int:
         try:

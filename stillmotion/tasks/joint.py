@@ -131,6 +131,9 @@ class Joint(Task):
 
         return torch.cat(each, -1)
 
+    def calibrated(self, logits: Logits) -> Logits:
+        return np.concatenate([task.calibrated(logits[..., place]) for place, task in self.parts], -1)
+
     def pool(self, logits: Logits, pooling: Pooling, weights: NDArray[np.floating] | None = None) -> Logits:
         return np.concatenate([task.pool(logits[..., place], pooling, weights) for place, task in self.parts], -1)
 
