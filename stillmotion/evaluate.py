@@ -1,6 +1,7 @@
 """`stillmotion evaluate`: how well a network does on a split, at what cost, and how far it is from its teacher."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from stillmotion.models.factory import load_model
 from stillmotion.models.pretrained import is_run, read_config
 from stillmotion.predictions import Predictions, write_predictions
 from stillmotion.protocols.pooling import Pooling, hit_at_k, mean_average_precision
+from stillmotion.report.page import report_safely
+from stillmotion.report.subject import Limits
 from stillmotion.results import Row, write_results
 from stillmotion.run import Run
 from stillmotion.tasks import CLASSES, Classes, Joint, Score, Task, make_task, split_targets, task_from_dict
@@ -59,7 +62,7 @@ def evaluate(
         pooling: How the moments are joined: see `pool_clips`.
         view: Further ones.
         output: Folder for `results.json` (and CSV, Markdown, PNG), `predictions.csv`, `per_class.csv`,
-            `confusion.json` and its picture, `broken.csv`; the teacher's in `teacher/`.
+            `confusion.json` and its picture, `broken.csv`, `report.html`; the teacher's in `teacher/`.
         train_split: Training samples, whose mean features R2 is measured against; without such a split there is none.
         targets: Columns that hold the truth, see `DataConfig`. Empty: as in the run's training, or `label` for a
             network that knows no classes yet.
@@ -99,7 +102,11 @@ def evaluate(
         reference = predict_with(other, train, task, reading) if train is not None else None
         found[0].metrics.update(distance(found[0].predictions, found[1].predictions, reference, task))
     if output is not None:
-        _write(Path(output), found, task, used)
+        given = {"model": name, "teacher": None if teacher is None else other_name, "table": rows.source, "root": root,
+                 "split": split, "protocol": protocol, "view": seen, "pooling": pooling}  # fmt: skip
+        settings = {**given, "data": {"train": train_split, "short_side": side, "packed": packed, "flow": flow}}
+        _write(Path(output), found, task, used, settings)
+        report_safely(output, Limits(device=device))
     return [m.row() for m in found]
 
 
@@ -222,9 +229,10 @@ def pick_device(device: str) -> torch.device:
         raise ValueError(f"device={device}: not here ({str(error).splitlines()[0]}); use auto or cpu") from None
 
 
-def _write(folder: Path, found: Sequence[Measured], task: Task, table: Table) -> None:
+def _write(folder: Path, found: Sequence[Measured], task: Task, table: Table, settings: Mapping[str, Any]) -> None:
     for place, measured in zip((folder, folder / "teacher"), found, strict=False):
         place.mkdir(parents=True, exist_ok=True)
         write_predictions(place, measured.predictions, task)
         Run(place).write_broken(table, measured.predictions.errors, measured.predictions.faults)
-    write_results(folder, [m.row() for m in found])
+    plain = json.loads(json.dumps(settings, default=str))
+    write_results(folder, [m.row() for m in found], extra={"task": task.to_dict(), "settings": plain})

@@ -156,5 +156,5 @@ def blend(frame: NDArray[np.uint8], heat: NDArray[np.uint8]) -> NDArray[np.uint8
 
     heat = np.asarray(cv2.resize(heat, (frame.shape[1], frame.shape[0]), interpolation=cv2.INTER_LINEAR))
     colours = np.asarray(cv2.applyColorMap(heat, cv2.COLORMAP_INFERNO))[..., ::-1]
-    share = 0.15 + 0.6 * (heat[..., None] / 255.0)
+    share = 0.1 + 0.5 * (heat[..., None] / 255.0)
     return np.rint(frame * (1.0 - share) + colours * share).astype(np.uint8)
