@@ -45,8 +45,7 @@ MANY = ("--fuse", "--targets", "--data.targets")
 """Take all that follows up to the next option."""
 TRAINS = ("train", "compare", "extract")
 """Commands whose `--targets` is short for `--data.targets`."""
-# `--student X` is short for `--student.name X`; the teachers of `evaluate` and `report` and the method of `flow` are but
-# names.
+# `--student X` is short for `--student.name X`; in `evaluate`, `flow` and `report` they are but names.
 NAMED = ("--student", "--teacher", "--method", "--probe")
 
 

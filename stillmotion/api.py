@@ -258,7 +258,7 @@ def report(
     teacher: str | None = None,
     errors: int = 6,
     clips: int = 6,
-    seconds: float = 10.0,
+    seconds: float = 20.0,
     device: str = "auto",
     output: str | None = None,
 ) -> int:

@@ -117,7 +117,7 @@ def _use(subject: Subject) -> str:
     lines = ["It tells of a video or a still:", "", *(f"- {part}" for part in parts), "",
              "```sh", "stillmotion predict FOLDER clip.mp4", "```", "", "```python",
              "from stillmotion.models.encoder import Encoder", "", 'encoder = Encoder.from_pretrained("FOLDER")', "```",
-             "", "It is meant for videos like those it was trained on, and for nothing that decides about people."]  # fmt: skip
+             "", "It is meant for videos like those that it was trained on."]  # fmt: skip
     return "\n".join(lines)
 
 
@@ -140,8 +140,8 @@ def _results(subject: Subject) -> str:
     if said is not None:
         groups = len({g for g in said.groups if g is not None})
         by = f"{groups} groups" if groups else "samples"
-        lines += ["", f"On {len(said.ids)} test samples; intervals by bootstrap over {by}. They say how the result would "
-                      "vary with other test samples, not with another seed."]  # fmt: skip
+        lines += ["", f"On {len(said.ids)} test samples; intervals by bootstrap over {by}. They say how the result "
+                      "would vary with other test samples, not with another seed."]  # fmt: skip
     return "\n".join(lines)
 
 
@@ -167,8 +167,8 @@ def intervals(subject: Subject) -> dict[str, tuple[float, float]]:
 
 def _cost(subject: Subject) -> str:
     cost = subject.rows[0]["cost"]
-    words = {"params": "parameters", "gmacs": "GMACs a video",
-             "ms_per_video": "milliseconds from the file to its prediction, decoding included", "frames": "frames read"}  # fmt: skip
+    words = {"params": "parameters", "gmacs": "GMACs a video", "frames": "frames read",
+             "ms_per_video": "milliseconds from the file to its prediction, decoding included"}  # fmt: skip
     lines = [f"- {format_cost(n, cost[n])} {text}" for n, text in words.items() if cost.get(n) is not None]
     try:
         machine = subject_environment(subject)

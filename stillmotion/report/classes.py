@@ -32,7 +32,7 @@ def confusion(subject: Subject) -> Markup | None:
     rest = [_matrix(name, found[name]) for name in found if name not in first]
     if rest:
         inner = Markup('<div class="confusions">') + Markup("").join(rest) + Markup("</div>")
-        body += piece("more", summary=f"{len(rest)} further rows", body=inner)
+        body += piece("more", summary="Further rows", body=inner)
     return body
 
 

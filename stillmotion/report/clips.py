@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +73,13 @@ class Shelf:
         return self.source.read(sample, chosen)
 
     def motion(self, sample: Sample, view: View) -> Vectors:
-        """Mean speed of every pixel in the steps that follow the view's first moment, in its main direction, (H, W, 2)."""
+        """Mean speed of every pixel, in its main direction, in the steps that follow the first moment; (H, W, 2).
+
+        Farnebäck's flow, as it finds no motion where the picture has no detail.
+        """
         seen = replace(view, num_moments=1, num_frames=STEPS + 1, stride=1, fps=None, clip="start")
         grey = grey_frames(list(self.pictures(sample, seen)[0]), stretch=False)
-        fields = np.stack(optical_flow(list(zip(grey[:-1], grey[1:], strict=True))))
+        fields = np.stack(optical_flow(list(pairwise(grey)), "farneback"))
         mean, speed = fields.mean(0), np.linalg.norm(fields, axis=-1).mean(0)
         return mean * (speed / np.maximum(np.linalg.norm(mean, axis=-1), 1e-6))[..., None]
 

@@ -51,8 +51,7 @@ def errors(subject: Subject) -> Markup:
 
 
 def worst(task: Task, logits: NDArray[np.float32], targets: Targets) -> list[int]:
-    """Places of the labelled samples that a task's answers are wrong about, the most confident (of scores the
-    largest errors) first.
+    """Places of the labelled samples that a task's answers are wrong about, most confident first; of scores, of all.
 
     Example:
         >>> from stillmotion.tasks import Classification

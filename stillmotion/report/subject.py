@@ -42,7 +42,7 @@ class Limits:
 
     errors: int = 6
     clips: int = 6
-    seconds: float = 10.0
+    seconds: float = 20.0
     device: str = "auto"
 
 
