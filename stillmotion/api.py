@@ -130,8 +130,8 @@ def evaluate(
         num_crops: 3, 5 or 10 crops of every frame, each with its own prediction; wants a view with `resize`.
         pooling: How the moments of a video are joined: mean of their `logits`, or of their `scores` (softmax).
         view: Further settings of `View` that differ from training.
-        output: Folder for results.json (and CSV, Markdown, PNG), predictions.csv, per_class.csv, the confusion matrix
-            and broken.csv; the teacher's in `teacher/`. Default: print only.
+        output: Folder for results.json (and CSV, Markdown, PNG), predictions.csv, per_class.csv, the confusion matrix,
+            broken.csv and report.html; the teacher's in `teacher/`. Default: print only.
         train_split: Training samples, whose mean features R2 is measured against.
         targets: Columns that hold the truth, if they are others than in training; `labels:multilabel` if one may hold
             several classes (`run|jump`): top1 and top5 are then Hit@1 and Hit@5.

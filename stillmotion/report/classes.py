@@ -92,8 +92,10 @@ def by_class(subject: Subject) -> Markup | None:
     if both and subject.roles["plain"] != subject.roles["student"]:
         body += _gains(subject, both, plain, student)
     if len(names) <= MOST_CELLS:
-        rows = [[row, *(Cell(f"{100 * v[c]:.1f}", v[c], v[c]) if c in v else Cell("–") for c in names)]
-                for row, v in values.items()]  # fmt: skip
+        rows: list[list[Cell | str]] = [
+            [row, *(Cell(f"{100 * v[c]:.1f}", v[c], v[c]) if c in v else Cell("–") for c in names)]
+            for row, v in values.items()
+        ]
         body += piece("heading", title="All rows (%)") + table(["row", *names], rows, sortable=True)
     return body
 

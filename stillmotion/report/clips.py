@@ -81,7 +81,8 @@ class Shelf:
         grey = grey_frames(list(self.pictures(sample, seen)[0]), stretch=False)
         fields = np.stack(optical_flow(list(pairwise(grey)), "farneback"))
         mean, speed = fields.mean(0), np.linalg.norm(fields, axis=-1).mean(0)
-        return mean * (speed / np.maximum(np.linalg.norm(mean, axis=-1), 1e-6))[..., None]
+        scale = speed / np.maximum(np.linalg.norm(mean, axis=-1), 1e-6)
+        return np.asarray(mean * scale[..., None], np.float32)
 
 
 def visible(view: View) -> View:
@@ -90,8 +91,7 @@ def visible(view: View) -> View:
     if view.resize is None and min(size) < LEAST_SIDE:
         factor = -(-LEAST_SIDE // min(size))
         size = (factor * size[0], factor * size[1])
-    crops = {} if view.num_crops == 1 else {"num_crops": 1}
-    return replace(view, kind="rgb", size=size, **crops)
+    return replace(view, kind="rgb", size=size)
 
 
 def shown_view(views: dict[str, View]) -> str:
@@ -100,10 +100,10 @@ def shown_view(views: dict[str, View]) -> str:
 
 
 def nearest_frame(shelf: Shelf, sample: Sample, view: View, frame: int) -> tuple[int, int]:
-    """Moment and place in its clip of the frame of a view that is nearest to a frame of the sample."""
+    """Moment (its first crop) and place in the clip of the frame of a view that is nearest to one of the sample."""
     indices = shelf.source.extent(sample).frames_of(visible(view), NO_DRAW)
     moment, place = np.unravel_index(np.abs(indices - frame).argmin(), indices.shape)
-    return int(moment), int(place)
+    return int(moment) * view.num_crops, int(place)
 
 
 def first_frame(shelf: Shelf, sample: Sample, view: View) -> int:

@@ -26,7 +26,7 @@ def errors(subject: Subject) -> Markup:
     run = subject.run_of("student")
     view = visible(_view_of(run)) if run is not None else None
     parts = subject.task.parts
-    body, items, wrong = Markup(), list[dict[str, Any]](), 0
+    items, wrong = list[dict[str, Any]](), 0
     for i, (place, part) in enumerate(parts):
         true, logits = subject.task.part_targets(said.targets, i), said.logits[:, place]
         order = worst(part, logits, true)
@@ -45,9 +45,10 @@ def errors(subject: Subject) -> Markup:
         return piece("text", lines=[f"{row} makes no mistake on {len(said.ids)} test samples."])
     if not items:
         raise Missing(f"no mistake's video could be shown in {limits.seconds:g} s; `--seconds` gives more time")
-    body += piece("text", lines=[f"Of {row}, most confident first; {wrong} mistakes on {len(said.ids)} test samples."
-                                 if isinstance(parts[0][1], Classes) else f"Of {row}, largest errors first."])  # fmt: skip
-    return body + piece("cards", items=items, kind="small")
+    told = f"most confident first; {wrong} mistakes on {len(said.ids)} test samples."
+    if not isinstance(parts[0][1], Classes):
+        told = "largest errors first."
+    return piece("text", lines=[f"Of {row}, {told}"]) + piece("cards", items=items, kind="small")
 
 
 def worst(task: Task, logits: NDArray[np.float32], targets: Targets) -> list[int]:

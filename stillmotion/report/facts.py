@@ -51,7 +51,7 @@ def _classes(part: Classes, splits: dict[str, list[Sample]]) -> Markup:
         line = f"{part.num_outputs} classes with {min(numbers)} to {max(numbers)} samples in a split."
         return title + piece("text", lines=[line])
     most = max((n for c in counts.values() for n in c.values()), default=1)
-    rows = [
+    rows: list[list[Cell | str]] = [
         [c, *(Cell(str(counts[s][c]), counts[s][c], counts[s][c] / most) for s in splits)] for c in part.class_names
     ]
     return title + table([part.target, *splits], rows, sortable=True)

@@ -45,7 +45,7 @@ def looking(subject: Subject) -> Markup:
     if not lookers:
         raise Missing("; ".join(refused) or "no network lies here; name one with `--student RUN`")
     shelf, clock = Shelf.of(subject), Clock(limits.seconds)
-    items = []
+    items: list[dict[str, Any]] = []
     for sample in spread(subject.tested(), limits.clips, task):
         if items and clock.out:
             break
@@ -120,7 +120,7 @@ def true_output(task: Task, sample: Sample) -> int | None:
         if isinstance(part, Classes):
             marks = part.marks(task.part_targets(target, i))[0]
             if marks.any():
-                return place.start + int(marks.argmax())
+                return int(place.start) + int(marks.argmax())
     return None
 
 
@@ -152,7 +152,7 @@ def share_on_motion(heat: NDArray[np.float32], speed: NDArray[np.floating]) -> f
 
 
 def _shares(lookers: list[Looker]) -> Markup:
-    rows = []
+    rows: list[list[Cell | str]] = []
     for looker in lookers:
         known = [share for share in looker.shares if np.isfinite(share)]
         if known:
