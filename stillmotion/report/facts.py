@@ -146,5 +146,5 @@ def environment(subject: Subject) -> Markup:
     if path is None:
         raise Missing("no run's environment.json is here")
     found = _read_json(path)
-    versions = {f"version of {k}": v for k, v in found.pop("versions", {}).items() if v}
+    versions = {k: v for k, v in found.pop("versions", {}).items() if v}
     return facts([(k, shown(v)) for k, v in {**found, **versions}.items()])

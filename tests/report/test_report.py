@@ -237,8 +237,8 @@ def test_intervals_of_a_card_are_those_of_the_groups(videos: Path, tmp_path: Pat
     """Two groups, one all right and one all wrong: every resample is 0, 1/2 or 1."""
     run = train(videos, output=tmp_path / "run", student=STUDENT, **config())
     lines = ["id,group,target,predicted,logits"]
-    lines += [f"{k}.mp4,{group},left,{said},{logits}" for k, group, said, logits in
-              [(0, "x", "left", "1 0"), (1, "x", "left", "1 0"), (2, "y", "right", "0 1"), (3, "y", "right", "0 1")]]  # fmt: skip
+    rows = [(0, "x", "left", "1 0"), (1, "x", "left", "1 0"), (2, "y", "right", "0 1"), (3, "y", "right", "0 1")]
+    lines += [f"{k}.mp4,{group},left,{said},{logits}" for k, group, said, logits in rows]
     (run.path / "predictions.csv").write_text("\n".join(lines) + "\n")
     assert intervals(read_subject(run.path)) == {"top1": (0.0, 1.0)}
 
