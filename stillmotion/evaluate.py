@@ -48,6 +48,7 @@ def evaluate(
     batch_size: int = 16,
     device: str = "auto",
     root: str | Path | None = None,
+    page: bool = True,
 ) -> list[Row]:
     """Measures a network on a split of a table.
 
@@ -71,6 +72,7 @@ def evaluate(
         flow: Flow store that views of flow read from.
         workers, batch_size, device: Where and how it runs; `auto` takes an accelerator if there is one.
         root: Folder that the table's relative paths start from.
+        page: Whether `output` gets `report.html`, too.
 
     Returns:
         A row for the model, one for the teacher, with the task's metrics and those of the video papers: `top3` (of more
@@ -106,7 +108,8 @@ def evaluate(
                  "split": split, "protocol": protocol, "view": seen, "pooling": pooling}  # fmt: skip
         settings = {**given, "data": {"train": train_split, "short_side": side, "packed": packed, "flow": flow}}
         _write(Path(output), found, task, used, settings)
-        report_safely(output, Limits(device=device))
+        if page:
+            report_safely(output, Limits(device=device))
     return [m.row() for m in found]
 
 

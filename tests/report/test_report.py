@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from stillmotion import evaluate as evaluation
 from stillmotion.__main__ import main
 from stillmotion.compare import compare
 from stillmotion.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RowConfig, TrainerConfig
+from stillmotion.jobs import Job
 from stillmotion.report import page
 from stillmotion.report.card import intervals, model_card, write_card
 from stillmotion.report.html import Cell, chart, strip, table
@@ -132,7 +134,15 @@ def test_a_training_writes_page_and_card_and_the_command_adds_what_costs_time(
     assert "It sees one frame" in card.text
 
 
-def test_a_comparison_shows_gains_and_looks(videos: Path, tmp_path: Path) -> None:
+def run_here(jobs: Sequence[Job], *rest: object) -> dict[str, str]:
+    """Runs the jobs of a comparison in this process, one after the other."""
+    for job in jobs:
+        job.function(**job.arguments)
+    return {}
+
+
+def test_a_comparison_shows_gains_and_looks(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stillmotion.compare.run_all", run_here)
     rows = {
         "teacher": RowConfig(student=TEACHER),
         "plain": RowConfig(student=STUDENT),
