@@ -78,6 +78,7 @@ def _head(subject: Subject) -> ModelCardData:
         library_name="stillmotion",
         pipeline_tag="video-classification",
         tags=tags,
+        datasets=[data],
         metrics=sorted({result.metric_type for result in found}) or None,
         model_name=subject.name if found else None,
         eval_results=found or None,
@@ -104,8 +105,9 @@ def _intro(subject: Subject) -> str:
     name, method = settings["student"]["name"], settings["method"]["name"]
     taught = ""
     if method != "supervised":
-        teacher = (settings.get("teacher") or {}).get("name") or "a teacher's stored features"
-        taught = f" It learned beside its own task from `{Path(teacher).name}` by the method `{method}`."
+        teacher = (settings.get("teacher") or {}).get("name") or ""
+        source = f"`{Path(teacher).name}`" if teacher else "a teacher's stored features"
+        taught = f" It learned beside its own task from {source} by the method `{method}`."
     seen = "; ".join(_seen(view) for view in _views(subject).values())
     return f"A `{name}` trained with stillmotion.{taught} It sees of a video: {seen}."
 
@@ -169,7 +171,7 @@ def _cost(subject: Subject) -> str:
     cost = subject.rows[0]["cost"]
     words = {"params": "parameters", "gmacs": "GMACs a video", "frames": "frames read",
              "ms_per_video": "milliseconds from the file to its prediction, decoding included"}  # fmt: skip
-    lines = [f"- {format_cost(n, cost[n])} {text}" for n, text in words.items() if cost.get(n) is not None]
+    lines = [f"- {text}: {format_cost(n, cost[n])}" for n, text in words.items() if cost.get(n) is not None]
     try:
         machine = subject_environment(subject)
     except (OSError, ValueError):

@@ -1,6 +1,5 @@
 """What a report is about: a training, an evaluation or a comparison, read back from its folder."""
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stillmotion.data.source import FrameSource, Videos
 from stillmotion.data.table import Sample, Table, TableError, read_table
 from stillmotion.predictions import FILE
+from stillmotion.report.said import Said, read_arrays, read_said
 from stillmotion.results import Row, read_results
-from stillmotion.tasks import Targets, Task, metrics_of, task_from_dict
+from stillmotion.tasks import Task, metrics_of, task_from_dict
 
 if TYPE_CHECKING:
     from stillmotion.models.encoder import Encoder
@@ -44,23 +43,6 @@ class Limits:
     clips: int = 6
     seconds: float = 20.0
     device: str = "auto"
-
-
-@dataclass(frozen=True)
-class Said:
-    """What one network said of test samples.
-
-    Args:
-        ids: Of the S samples.
-        targets: (S, ...), as the task encodes them.
-        logits: (S, K).
-        groups: None where a sample has none.
-    """
-
-    ids: list[str]
-    targets: Targets
-    logits: NDArray[np.float32]
-    groups: list[str | None]
 
 
 @dataclass(frozen=True)
@@ -192,13 +174,11 @@ class Subject:
     def said(self, row: str) -> Said | None:
         """What a row said of the test samples (of a comparison: its first seed); None if it is not known."""
         if self.kind == "comparison":
-            return _read_arrays(
-                self.folder / "predictions.npz", row, metrics_of(self.data.get("targets", ["label"]))[0]
-            )
+            return read_arrays(self.folder / "predictions.npz", row, metrics_of(self.data.get("targets", ["label"]))[0])
         place = {self.rows[0]["name"]: self.folder}
         if len(self.rows) > 1:
             place[self.rows[1]["name"]] = self.folder / "teacher"
-        return _read_csv(place[row] / FILE, self.task) if row in place else None
+        return read_said(place[row] / FILE, self.task) if row in place else None
 
     def tested(self) -> list[Sample]:
         """Labelled test samples that the student was not trained on, in the order of the table.
@@ -318,32 +298,6 @@ def _roles(rows: Mapping[str, Any]) -> dict[Role, str]:
             plain = [n for n in (*like, "plain") if n in rows and n != found["teacher"]]
             return found | ({"plain": plain[0]} if plain else {})
     return {"student": next(iter(rows))} if rows else {}
-
-
-def _read_csv(path: Path, task: Task) -> Said | None:
-    """Predictions of `write_predictions`."""
-    if not path.is_file():
-        return None
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    several = len(task.parts) > 1
-    samples = []
-    for row in rows:
-        texts = {column: row[column if several else "target"] for column in task.columns}
-        samples.append(Sample(path, row["id"], {column: text for column, text in texts.items() if text}))
-    logits = np.array([row["logits"].split() for row in rows], np.float32).reshape(len(rows), -1)
-    return Said([r["id"] for r in rows], task.encode_all(samples), logits, [r["group"] or None for r in rows])
-
-
-def _read_arrays(path: Path, row: str, view: str) -> Said | None:
-    """Predictions of a comparison."""
-    if not path.is_file():
-        return None
-    with np.load(path) as arrays:
-        if f"{row}/{view}" not in arrays:
-            return None
-        ids, groups = arrays["ids"].tolist(), [group or None for group in arrays["groups"].tolist()]
-        return Said(ids, arrays["targets"], arrays[f"{row}/{view}"][0], groups)
 
 
 def spread(samples: Sequence[Sample], count: int, task: Task) -> list[Sample]:
