@@ -17,6 +17,7 @@ COMMANDS: dict[str, Any] = {
     "train": api.train,
     "evaluate": api.evaluate,
     "compare": api.compare,
+    "report": api.report,
     "predict": api.predict,
     "extract": api.extract,
     "pack": api.pack,
@@ -44,8 +45,8 @@ MANY = ("--fuse", "--targets", "--data.targets")
 """Take all that follows up to the next option."""
 TRAINS = ("train", "compare", "extract")
 """Commands whose `--targets` is short for `--data.targets`."""
-# `--student X` is short for `--student.name X`; the teacher of `evaluate` and `predict`, and the method of `flow`, are
-# but names.
+# `--student X` is short for `--student.name X`; the networks of `evaluate`, `predict` and `report`, and the method
+# of `flow`, are but names.
 NAMED = ("--student", "--teacher", "--method", "--probe")
 
 
@@ -85,7 +86,7 @@ def _expand(arguments: Sequence[str]) -> list[str]:
         result = [a.replace("--targets", "--data.targets", 1) if a.startswith("--targets") else a for a in result]
     for i, argument in enumerate(result):
         option, equals, value = argument.partition("=")
-        if option not in NAMED or result[0] in ("evaluate", "predict", "flow"):
+        if option not in NAMED or result[0] in ("evaluate", "predict", "flow", "report"):
             continue
         value = value if equals else (result[i + 1] if i + 1 < len(result) else "")
         if value and not value.startswith(("{", "-")) and Path(value).suffix not in (".yaml", ".yml", ".json"):

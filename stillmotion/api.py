@@ -137,8 +137,8 @@ def evaluate(
         pooling: How the moments of a video are joined: mean of their `logits`, or of their `scores` (softmax).
         view: Further settings of `View` that differ from training.
         output: Folder for results.json (and CSV, Markdown, PNG), predictions.csv, per_class.csv, the confusion matrix,
-            calibration.json and cascade.json (with pictures) and broken.csv; the teacher's in `teacher/`. Default:
-            print only.
+            calibration.json and cascade.json (with pictures), broken.csv and report.html; the teacher's in `teacher/`.
+            Default: print only.
         train_split: Training samples, whose mean features R2 is measured against.
         targets: Columns that hold the truth, if they are others than in training; `labels:multilabel` if one may hold
             several classes (`run|jump`): top1 and top5 are then Hit@1 and Hit@5.
@@ -256,6 +256,56 @@ def compare(
         workers=workers,
         root=root,
     )
+
+
+def report(
+    folder: str,
+    *,
+    table: str | None = None,
+    root: str | None = None,
+    student: str | None = None,
+    plain: str | None = None,
+    teacher: str | None = None,
+    errors: int = 6,
+    clips: int = 6,
+    seconds: float = 20.0,
+    device: str = "auto",
+    output: str | None = None,
+) -> int:
+    """Writes the report of a training, an evaluation or a comparison: one HTML page that needs no other file.
+
+    `train`, `evaluate --output` and `compare` write `report.html` by themselves, `train` without the parts that cost
+    time: confident errors with their frames, where the networks look (Grad-CAM beside optical flow), and the training
+    clips that are most like what the student hallucinates. A part whose data is missing is left out, with the reason.
+
+    Args:
+        folder: What `train`, `evaluate --output` or `compare` wrote.
+        table: The table, where it is not where the settings say.
+        root: Folder that the table's relative paths start from.
+        student: Row of the comparison, or run folder, that is looked at (default: the first row that learns from a
+            teacher).
+        plain: The same student without a teacher.
+        teacher: The teacher.
+        errors: Mistakes that are shown, most confident first.
+        clips: Clips that are looked at closely.
+        seconds: For each part that costs time; what is ready by then is shown.
+        device: auto, cpu or cuda.
+        output: Where the page goes (default: `report.html` in the folder).
+    """
+    from stillmotion.report.page import write_report
+    from stillmotion.report.subject import Limits
+
+    print(
+        write_report(
+            folder,
+            table=table,
+            root=root,
+            chosen={"student": student, "plain": plain, "teacher": teacher},
+            limits=Limits(errors=errors, clips=clips, seconds=seconds, device=device),
+            output=output,
+        )
+    )
+    return 0
 
 
 def predict(

@@ -125,11 +125,23 @@ def _run(plan: Plan, jobs: Sequence[Job]) -> int:
     costs = Job("costs", measure_costs, found.cost_arguments(plan))
     failed |= run_all([costs], plan, "measuring costs", 1)
     write_comparison(plan, found, failed)
+    page = Job(
+        "report", write_page, {"folder": plan.output, "root": plan.root, "accelerator": plan.trainer.accelerator}
+    )
+    run_all([page], plan, "writing the report", 1)  # whatever it says, the comparison is done
     print_table(plan.output)
     if failed:
         print(f"{len(failed)} of {len(jobs)} jobs failed, {next(iter(failed))} first; "
               f"reasons: {plan.output / 'results.md'}, details: {plan.output / 'logs'}", file=sys.stderr)  # fmt: skip
     return 1 if failed else 0
+
+
+def write_page(folder: Path, root: str | None, accelerator: str) -> None:
+    """Writes `report.html` of a comparison."""
+    from stillmotion.report.page import write_report
+    from stillmotion.report.subject import Limits
+
+    write_report(folder, root=root, limits=Limits(device="cpu" if accelerator == "cpu" else "auto"))
 
 
 def make_jobs(plan: Plan) -> list[Job]:

@@ -1,5 +1,6 @@
 """`stillmotion evaluate`: how well a network does on a split, at what cost, and how far it is from its teacher."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from stillmotion.models.factory import load_model
 from stillmotion.models.pretrained import is_run, read_config
 from stillmotion.predictions import Predictions, write_predictions
 from stillmotion.protocols.pooling import Pooling, hit_at_k, mean_average_precision
+from stillmotion.report.page import report_safely
+from stillmotion.report.subject import Limits
 from stillmotion.results import Row, write_results
 from stillmotion.run import Run
 from stillmotion.tasks import CLASSES, Classes, Joint, Score, Task, make_task, split_targets, task_from_dict
@@ -49,6 +52,7 @@ def evaluate(
     batch_size: int = 16,
     device: str = "auto",
     root: str | Path | None = None,
+    page: bool = True,
 ) -> list[Row]:
     """Measures a network on a split of a table.
 
@@ -65,8 +69,8 @@ def evaluate(
         pooling: How the moments are joined: see `pool_clips`.
         view: Further ones.
         output: Folder for `results.json` (and CSV, Markdown, PNG), `predictions.csv`, `per_class.csv`,
-            `confusion.json`, `calibration.json` and `cascade.json` with their pictures, `broken.csv`; the teacher's in
-            `teacher/`.
+            `confusion.json`, `calibration.json` and `cascade.json` with their pictures, `broken.csv`,
+            `report.html`; the teacher's in `teacher/`.
         train_split: Training samples, whose mean features R2 is measured against; without such a split there is none.
         targets: Columns that hold the truth, see `DataConfig`. Empty: as in the run's training, or `label` for a
             network that knows no classes yet.
@@ -75,6 +79,7 @@ def evaluate(
         flow: Flow store that views of flow read from.
         workers, batch_size, device: Where and how it runs; `auto` takes an accelerator if there is one.
         root: Folder that the table's relative paths start from.
+        page: Whether `output` gets `report.html`, too.
 
     Returns:
         A row for the model, one for the teacher, one for their cascade, with the task's metrics and those of the video
@@ -120,7 +125,13 @@ def evaluate(
             measure_cascade(found, measured, (task, other_trained), used, (encoder.views, other.views), output)
         )
     if output is not None:
-        write_results(output, result)
+        given = {"model": name, "teacher": None if teacher is None else other_name, "table": rows.source, "root": root,
+                 "split": split, "protocol": protocol, "view": seen, "pooling": pooling}  # fmt: skip
+        settings = {**given, "data": {"train": train_split, "short_side": side, "packed": packed, "flow": flow}}
+        plain = json.loads(json.dumps(settings, default=str))
+        write_results(output, result, extra={"task": task.to_dict(), "settings": plain})
+        if page:
+            report_safely(output, Limits(device=device))
     return result
 
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from stillmotion.data.table import Table, read_table
 from stillmotion.evaluate import asked, evaluate, paper_metrics
 from stillmotion.predictions import Predictions, read_predictions, write_predictions
+from stillmotion.report.page import report_safely
+from stillmotion.report.subject import Limits
 from stillmotion.results import Row, make_row, write_atomic, write_results
 from stillmotion.tasks import Task, comparable
 
@@ -69,7 +71,8 @@ def evaluate_fused(
                 folder = Path(source).parent
                 if Path(source).suffix not in FILES:
                     folder = Path(output or temporary) / name / ("" if part == split else part)
-                    evaluate(source, rows, split=part, output=folder, targets=targets, root=root, **settings)
+                    evaluate(source, rows, split=part, output=folder, targets=targets, root=root,
+                             page=output is not None, **settings)  # fmt: skip
                 folders.append(folder)
             return _read(folders, rows.select(part), targets)
 
@@ -83,7 +86,10 @@ def evaluate_fused(
     if output is not None:
         Path(output).mkdir(parents=True, exist_ok=True)
         write_predictions(Path(output), fused, scores.task)
-        write_results(Path(output), result)
+        given = {"model": "late fusion of " + ", ".join(names), "table": str(table),
+                 "root": None if root is None else str(root), "split": split}  # fmt: skip
+        write_results(Path(output), result, extra={"task": scores.task.to_dict(), "settings": given})
+        report_safely(output, Limits())
         facts = {"weights": chosen, "chosen_on": weights_on}
         write_atomic(Path(output) / "fusion.json", json.dumps(facts, indent=2) + "\n")
     return result, chosen

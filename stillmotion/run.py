@@ -8,6 +8,7 @@ What lies in it:
     results.json      the one-row table; written last, so it marks a finished run
     metrics.csv       one line an epoch; events/ the same for TensorBoard
     report.json       gradient norms of the loss parts, what stopped the run, what was unreadable
+    report.html       the page for people; README.md the model card
     broken.csv        samples that were unreadable, or in part: line, file, reason
     environment.json  versions, hardware, commit, time
 """

@@ -36,6 +36,8 @@ from stillmotion.models.encoder import Encoder, to_channels_last
 from stillmotion.models.factory import load_model
 from stillmotion.models.pretrained import save_pretrained
 from stillmotion.predictions import write_predictions
+from stillmotion.report.card import write_card
+from stillmotion.report.page import report_safely
 from stillmotion.results import make_row
 from stillmotion.run import Run, fingerprint
 from stillmotion.tasks import Classes, Task, comparable, task_of
@@ -241,7 +243,7 @@ def fit(job: Job, engine: Engine) -> torch.device:
 
 
 def deliver(job: Job, engine: Engine, parts: Parts, task: Task, device: torch.device) -> None:
-    """Writes what the run is for: weights, predictions, curves, report, results."""
+    """Writes what the run is for: weights, predictions, curves, results, model card, report."""
     run, student = job.run, engine.method.student
     if job.trainer.select == "best" and engine.epoch:
         student.load_state_dict(load_file(run.path / BEST))
@@ -265,6 +267,8 @@ def deliver(job: Job, engine: Engine, parts: Parts, task: Task, device: torch.de
     counted = {"unreadable": float(len(errors))} if errors else {}
     run.write_results([make_row(run.path.name, {k: [v] for k, v in {**metrics, **counted}.items()}, cost)])
     (run.path / BEST).unlink(missing_ok=True)
+    write_card(run.path)
+    report_safely(run.path)
     say(f"{run.path}: {engine.epoch} epochs, {engine.step} steps; {summary(run)}")
 
 

@@ -82,7 +82,8 @@ def test_a_run_from_the_table_to_the_folder(
     assert set(tmp_path.iterdir()) - before == {run.path}
     assert not list(Path().glob("lightning_logs*"))
     expected = """last.ckpt model.safetensors config.json settings.json results.json report.json environment.json events
-        metrics.csv curves.png broken.csv predictions.csv per_class.csv confusion.json confusion.png"""
+        metrics.csv curves.png broken.csv predictions.csv per_class.csv confusion.json confusion.png report.html
+        README.md"""
     assert {p.name for p in run.path.iterdir()} == set(expected.split())
     assert run.config["task"]["class_names"] == list(COLOURS)
     assert run.settings["table_hash"] == read_table(table).hash

@@ -97,6 +97,10 @@ class Encoder(nn.Module):
         outputs = self(*(x.flatten(0, 1) for x in inputs))
         return self.aggregate({k: v.unflatten(0, (size, moments)) for k, v in outputs.items()})
 
+    def part_of(self, view: str) -> nn.Module:
+        """The part of the network that sees a view, where not all of it does; networks of several streams say which."""
+        return self
+
     def input_shapes(self, batch_size: int) -> list[tuple[int, ...]]:
         """Shapes of `forward`'s arguments, view by view."""
         return [

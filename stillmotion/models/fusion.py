@@ -150,6 +150,11 @@ class FusedStreams(Encoder):
         assert isinstance(stream, Encoder)
         return stream
 
+    def part_of(self, view: str) -> nn.Module:
+        stream = next(name for name in STREAMS if view in self._inputs[name])
+        inner = self._stream(stream)
+        return inner.part_of(list(inner.views)[self._inputs[stream].index(view)])
+
     def new_classifier(self, num_classes: int) -> None:
         if self.fusion == "mean":
             raise ValueError("a mean of two networks has no classifier of its own; fuse networks of the wanted classes")

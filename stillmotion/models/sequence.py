@@ -298,6 +298,9 @@ class FrameSequence(Encoder):
                              "picture a moment: set view.num_frames=1")  # fmt: skip
         return layers
 
+    def part_of(self, view: str) -> nn.Module:
+        return self.backbone.part_of(view)
+
     def new_classifier(self, num_classes: int) -> None:
         device = next(self.backbone.parameters()).device
         width = self.aggregate_moments.out_dim

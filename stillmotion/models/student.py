@@ -127,6 +127,9 @@ class HallucinatingStudent(Encoder):
             fused = torch.cat([x, hallucinated], 1)
         return fused if self.hidden is None else self.hidden(fused)
 
+    def part_of(self, view: str) -> nn.Module:
+        return self.backbone.part_of(view)
+
     def new_classifier(self, num_classes: int) -> None:
         device = next(self.parameters()).device
         self.classifier = nn.Linear(self.class_dim, num_classes, device=device) if num_classes else None

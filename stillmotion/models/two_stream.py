@@ -152,6 +152,9 @@ class TwoStream(Encoder):
             "logits_mean": (appearance + motion) / 2.0,
         }
 
+    def part_of(self, view: str) -> nn.Module:
+        return self.chains[view].encoder
+
     def new_classifier(self, num_classes: int) -> None:
         device = next(self.parameters()).device
         widths = {"appearance": self.appearance.embedding_dim, "motion": self.motion.embedding_dim}

@@ -126,6 +126,7 @@ def write_comparison(plan: Plan, found: Found, failed: Mapping[str, str]) -> lis
     tally = Tally(found.entries, samples, task, plan.subsets)
     rows, differences, classes = tally.rows(), tally.differences(_pairs(plan, found)), tally.per_class()
     extra = {
+        "task": task.to_dict(),
         "classes": list(tally.task.output_names),
         "num_samples": len(tally.samples),
         "unreadable": tally.unreadable,
@@ -167,7 +168,7 @@ def _pairs(plan: Plan, found: Found) -> list[tuple[str, str]]:
 def _settings(plan: Plan) -> dict[str, Any]:
     rows = {name: asdict(row) for name, row in plan.rows.items()}
     common = {name: asdict(getattr(plan, name)) for name in ("data", "optim", "trainer")}
-    return {"table": plan.table.source, "table_hash": plan.table.hash, "splits": plan.splits,
+    return {"table": plan.table.source, "table_hash": plan.table.hash, "root": plan.root, "splits": plan.splits,
             "seeds": list(plan.seeds), "label_fractions": list(plan.fractions), "evaluate": dict(plan.evaluate),
             "subsets": dict(plan.subsets), "rows": rows, **common}  # fmt: skip
 

@@ -65,7 +65,7 @@ def draw_flow(frame: NDArray[np.uint8], vectors: Vectors, largest: float) -> NDA
     """
     size = _enlarged(vectors.shape[:2])
     left = Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)
-    flow = Image.fromarray(_colours(vectors, largest)).resize(size, Image.Resampling.BILINEAR)
+    flow = Image.fromarray(flow_colours(vectors, largest)).resize(size, Image.Resampling.BILINEAR)
     side = LEAST_HEIGHT // 2
     sheet = Image.new("RGB", (2 * size[0] + side, size[1]), "white")
     sheet.paste(left, (0, 0))
@@ -73,14 +73,14 @@ def draw_flow(frame: NDArray[np.uint8], vectors: Vectors, largest: float) -> NDA
     places = np.linspace(-1.0, 1.0, side - 20, dtype=np.float32)
     wheel = np.stack(np.meshgrid(places, places), -1) * np.float32(largest)
     wheel[np.linalg.norm(wheel, axis=-1) > largest] = 0.0
-    sheet.paste(Image.fromarray(_colours(wheel, largest)), (2 * size[0] + 10, 10))
+    sheet.paste(Image.fromarray(flow_colours(wheel, largest)), (2 * size[0] + 10, 10))
     text = f"towards its\ncolour; rim:\n{largest:.3g} pixels\na field"
     ImageDraw.Draw(sheet).text((2 * size[0] + 10, side), text, fill="black", font=ImageFont.load_default(14))
     return np.asarray(sheet, np.uint8)
 
 
-def _colours(vectors: Vectors, largest: float) -> NDArray[np.uint8]:
-    """(H, W, 3); white is no motion."""
+def flow_colours(vectors: Vectors, largest: float) -> NDArray[np.uint8]:
+    """Flow (H, W, 2) in colours, (H, W, 3): white is no motion, `largest` pixels have the full colour."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     inside = vectors * np.minimum(1.0, largest / np.maximum(length, 1e-9)).astype(np.float32)
     # torchvision divides by the longest vector of the picture: a column of its own keeps the scale of all pictures.

@@ -52,15 +52,22 @@ def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> 
 
 
 def save_figure(figure: "Figure", png: str | Path, *, dpi: int = 150) -> Path:
-    """Writes a figure; the file is there whole or not at all."""
+    """Writes a figure, as SVG where the name ends so; the file is there whole or not at all."""
     import io
+
+    import matplotlib
 
     from stillmotion.results import write_atomic
 
     png = Path(png)
     png.parent.mkdir(parents=True, exist_ok=True)
     out = io.BytesIO()
-    figure.savefig(out, dpi=dpi, format="png", bbox_inches="tight", pad_inches=0.1)  # constrained layout cuts labels
+    look: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.1}  # constrained layout cuts labels
+    if png.suffix == ".svg":
+        with matplotlib.rc_context({"svg.fonttype": "none"}):
+            figure.savefig(out, format="svg", transparent=True, metadata={"Date": None}, **look)
+    else:
+        figure.savefig(out, dpi=dpi, format="png", **look)
     write_atomic(png, out.getvalue())
     return png
 
@@ -191,7 +198,9 @@ def plot_scores(
     return save_figure(figure, png)
 
 
-def plot_cost(rows: "Sequence[Row]", png: str | Path, *, metric: str = "top1") -> Path:
+def plot_cost(
+    rows: "Sequence[Row]", png: str | Path, *, metric: str = "top1", kinds: Sequence[str] = ("gmacs", "ms_per_video")
+) -> Path:
     """Accuracy over cost: a panel for GMACs and one for milliseconds, rows without such a cost as dashed lines.
 
     Rows of almost equal cost stand side by side; the tables hold the exact numbers.
@@ -200,13 +209,14 @@ def plot_cost(rows: "Sequence[Row]", png: str | Path, *, metric: str = "top1") -
         rows: As `make_row` gives them.
         png: Where the picture goes.
         metric: On the vertical axis; if no row has it, the first metric there is.
+        kinds: Costs, each a panel.
     """
     from stillmotion.results import COST_HEADS, all_metrics, is_accuracy
 
     names = all_metrics(rows)
     metric = metric if metric in names or not names else names[0]
     shown = [r for r in rows if metric in r["metrics"] and r["metrics"][metric]["mean"] is not None]
-    costs = [c for c in ("gmacs", "ms_per_video") if any((r["cost"].get(c) or 0) > 0 for r in shown)] or ["gmacs"]
+    costs = [c for c in kinds if any((r["cost"].get(c) or 0) > 0 for r in shown)] or [kinds[0]]
     figure, axes = new_figure(5.2 * len(costs) + 0.6, 4.2, len(costs))
     for axis, cost in zip(axes, costs, strict=True):
         for i, x in enumerate(_beside([float(r["cost"].get(cost) or 0) for r in shown])):
