@@ -118,7 +118,8 @@ def _latest(view: View) -> View:
 def _predict(source: str, predictor: Predictor, latest: deque[NDArray[np.uint8]], fps: float) -> Prediction:
     began = time.perf_counter()
     inputs, seen = {}, set[int]()
-    for name, view in predictor.views.items():
+    height, width = latest[0].shape[:2]
+    for name, view in predictor.views_of((height, width)).items():
         view = _latest(view)
         indices = frame_indices(view, len(latest), fps, NO_DRAW)
         seen |= set(indices.ravel().tolist())

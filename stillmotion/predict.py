@@ -1,6 +1,6 @@
 """Prediction: from a file to labels, with a run folder or an exported student.
 
-The same functions choose, decode and resample the frames as in training and evaluation. An exported student (`.onnx`)
+The same functions choose, decode and resample the frames as in training and evaluation. An exported student
 needs no torch.
 """
 
@@ -12,13 +12,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stillmotion.data.decode import probe
+from stillmotion.data.picture import reduced_size
 from stillmotion.data.rows import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_folder, media_files
 from stillmotion.data.source import Extent, FrameSource, Videos, show
 from stillmotion.data.table import Sample, read_table
@@ -133,6 +135,7 @@ class Predictor:
         views: What the network sees.
         short_side: As in `DataConfig`.
         top: Classes that a prediction names.
+        whole_frames: Whether the network resizes and crops the frames itself.
 
     Example:
         predictor = Predictor.load("runs/hallucinet")
@@ -140,31 +143,46 @@ class Predictor:
     """
 
     def __init__(
-        self, network: Network, task: Task, views: Mapping[str, View], *, short_side: int | None = None, top: int = 5
+        self,
+        network: Network,
+        task: Task,
+        views: Mapping[str, View],
+        *,
+        short_side: int | None = None,
+        top: int = 5,
+        whole_frames: bool = False,
     ) -> None:
         self.network, self.task, self.views = network, task, dict(views)
-        self.short_side, self.top = short_side, top
+        self.short_side, self.top, self.whole_frames = short_side, top, whole_frames
 
     @classmethod
     def load(
-        cls, model: str | Path, *, view: Mapping[str, Any] | None = None, device: str = "auto", top: int = 5
+        cls,
+        model: str | Path,
+        *,
+        view: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        top: int = 5,
+        threads: int | None = None,
     ) -> Self:
-        """Loads a run folder (or a model of the Hugging Face Hub), or an exported `.onnx`.
+        """Loads a run folder (or a model of the Hugging Face Hub), or an exported file.
 
         Args:
             model: Where it is.
             view: Settings of `View` that differ from training (`moment`, `num_moments`).
             device: auto, cpu or cuda.
             top: Classes that a prediction names.
+            threads: For computing on the CPU; None leaves it to the library.
 
         Raises:
             ValueError: In one line: the file, and what is wrong with it.
         """
-        network, config = load_network(str(model), device=device, view=view or {})
+        network, config = load_network(str(model), device=device, view=view or {}, threads=threads)
         views = {name: View.from_dict(data) for name, data in config["views"].items()}
         if any(v.kind == "feature" for v in views.values()):
             raise ValueError(f"{model}: sees stored features, which no video has; give the network that they came from")
-        return cls(network, task_from_dict(config["task"]), views, short_side=config.get("short_side"), top=top)
+        return cls(network, task_from_dict(config["task"]), views, short_side=config.get("short_side"), top=top,
+                   whole_frames=config["preprocess"])  # fmt: skip
 
     def __call__(self, source: str | Path | Sample) -> Prediction:
         """Predicts one file, folder of numbered images or sample; an unreadable one gives a prediction with `error`."""
@@ -211,8 +229,21 @@ class Predictor:
         """
         began = time.perf_counter()
         source = _Recorded(Videos(self.short_side))
-        inputs = show(source, sample, self.views, NO_DRAW)
+        inputs = show(source, sample, self._shown(sample), NO_DRAW)
         return Seen(inputs, source.frames, source.fault, time.perf_counter() - began)
+
+    def views_of(self, size: tuple[int, int]) -> dict[str, View]:
+        """What is done to frames of this height and width before the network sees them."""
+        if not self.whole_frames:
+            return self.views
+        return {name: replace(view, size=size, resize=None) for name, view in self.views.items()}
+
+    def _shown(self, sample: Sample) -> dict[str, View]:
+        if not self.whole_frames:
+            return self.views
+        info = probe(sample.path)
+        width, height = reduced_size((info.width, info.height), self.short_side)
+        return self.views_of((height, width))
 
     def _answer(self, name: str, read: Callable[[], Seen]) -> Prediction:
         try:
@@ -268,12 +299,13 @@ def predict(
     device: str = "auto",
     interval: int | None = None,
     max_frames: int | None = None,
+    threads: int | None = None,
     root: str | None = None,
 ) -> int:
     """Predicts files, folders, tables, cameras and streams; the entry of `stillmotion predict`.
 
     Args:
-        model: Run folder, or exported `.onnx`.
+        model: Run folder, or exported file.
         inputs: Files, folders, tables, a camera's number, a stream's URL.
         output: `.jsonl` or `.csv`; None prints JSON lines.
         top: Classes that are named.
@@ -283,6 +315,7 @@ def predict(
         device: auto, cpu or cuda.
         interval: Live sources: frames between two predictions (default: as many as a clip spans, at least 8).
         max_frames: Live sources: stop after so many frames.
+        threads: For computing on the CPU; None leaves it to the library.
         root: Folder that a table's relative paths start from.
 
     Returns:
@@ -297,7 +330,7 @@ def predict(
     live = [name for name in inputs if is_live(name)]
     samples = find_samples([name for name in inputs if name not in live], root=root)
     targets = overlay_paths(overlay, [s.id for s in samples] + live)
-    predictor = Predictor.load(model, view=view, device=device, top=top)
+    predictor = Predictor.load(model, view=view, device=device, top=top, threads=threads)
     failed = partly = 0
     with _writer(output, predictor.task, top) as write:
         for sample, prediction in zip(samples, predictor.many(samples, workers=workers), strict=True):

@@ -1,0 +1,54 @@
+"""INT8 after training: weights and activations in 8 bits, their ranges from frames of the training (onnxruntime)."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from stillmotion.export.formats import Arrays
+
+HEAVY = ("Conv", "Gemm", "MatMul")
+"""Operators with weights, in whose order `float_ends` counts."""
+
+
+def quantise(content: bytes, calibration: Sequence[Arrays], *, float_ends: int = 0) -> bytes:
+    """A float model with quantised convolutions and linear layers (QDQ, weights per channel).
+
+    Args:
+        content: ONNX, with bytes as inputs.
+        calibration: Inputs whose values give the ranges of the activations.
+        float_ends: So many convolutions or linear layers at either end stay float32.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    assert calibration
+    with tempfile.TemporaryDirectory() as name:
+        given, folded, result = (Path(name) / f"{part}.onnx" for part in ("given", "folded", "result"))
+        given.write_bytes(content)
+        quant_pre_process(str(given), str(folded), skip_symbolic_shape=True)  # folds batch norms into convolutions
+        heavy = [node.name for node in onnx.load(str(folded)).graph.node if node.op_type in HEAVY]
+        quantize_static(
+            str(folded),
+            str(result),
+            _Frames(calibration),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=[*heavy[:float_ends], *heavy[len(heavy) - float_ends :]],
+        )
+        return result.read_bytes()
+
+
+class _Frames:
+    """What `CalibrationDataReader` asks for."""
+
+    def __init__(self, inputs: Sequence[Arrays]) -> None:
+        self._rows: Iterator[Any] = iter(inputs)
+
+    def get_next(self) -> Any:
+        row = next(self._rows, None)
+        return dict(row) if row is not None else None
