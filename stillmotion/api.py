@@ -596,10 +596,10 @@ def export(
 ) -> int:
     """Writes a network as one file that `stillmotion predict` runs without torch.
 
-    Bytes go in, normalisation is inside, the batch size is free; classes, views, input rule, licence and the hashes of the
-    training travel in the metadata. The file is compared with the network at three batch sizes and on the validation
-    split; both are told in `OUTPUT.report.json`. A file that does not agree is not delivered (exit code 1). Exit code 1
-    too if a sample could not be read; it is listed in the report.
+    Bytes go in, normalisation is inside, the batch size is free; classes, views, input rule, licence and the hashes of
+    the training travel in the metadata. The file is compared with the network at three batch sizes and on the
+    validation split; both are told in `OUTPUT.report.json`. A file that does not agree is not delivered (exit code 1).
+    Exit code 1 too if a sample could not be read; it is listed in the report.
 
     Args:
         run: Run folder, or a name on the Hugging Face Hub.

@@ -79,7 +79,7 @@ def _load_exported(
     """An exported network, whose metadata says what it sees and what its logits mean."""
     network, config = open_exported(model, device=device, threads=threads)
     free = set(FREE) - set(GEOMETRY if config["preprocess"] else ())
-    # A network that joins the moments of a video has an axis for them, and their number is fixed unless it was left free.
+    # A network that joins the moments of a video has an axis for them, whose size is fixed unless it was left free.
     joins = config["joins_moments"]
     if joins:
         free -= {"num_crops"} if config["dynamic_frames"] else {"num_moments", "num_crops"}

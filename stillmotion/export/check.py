@@ -65,14 +65,12 @@ def check(path: Path, network: Network, frames: Frames, *, precision: str, max_d
     Raises:
         ValueError: The file cannot be read, or no sample can.
     """
-    run, facts = open_exported(str(path), device="cpu")
+    run, _ = open_exported(str(path), device="cpu")
     answers = _answers(Predictor.load(path, device="cpu"), network, frames) if frames.valid is not None else Answers()
     if frames.valid is not None and not answers.rows:
         name, reason = next(iter(answers.errors.items()))
         raise ValueError(f"{frames.valid.source}: none of {len(frames.valid)} samples can be read; {name}: {reason}")
-    rows = answers.rows or [
-        dict(zip(network.names, (x.numpy() for x in network.example(max(BATCH_SIZES))), strict=True))
-    ]
+    rows = answers.rows or [_random(network)]
     differences = _parity(run, network, rows)
     report: dict[str, Any] = {
         "frames": frames.where,
@@ -87,13 +85,17 @@ def check(path: Path, network: Network, frames: Frames, *, precision: str, max_d
         drop = accuracy["drop"]
         if fault is None and drop is not None and drop > max_drop:
             fault = (f"as it loses {drop:.1f} points of {accuracy['metric']} on {frames.where} (agreement "
-                     f"{accuracy['agreement']:.3f}); raise --calibration_samples, --float_ends or --max_drop")  # fmt: skip
+                     f"{accuracy['agreement']:.3f}): raise calibration_samples, float_ends or max_drop")  # fmt: skip
         report["ms"] = {name: 1e3 * median(t[i] for t in answers.seconds) for i, name in enumerate(("torch", "file"))}
     if answers.geometry:
         report["geometry"], beyond = _geometry(answers.geometry)
         fault = fault or beyond
     report["unreadable"] = answers.errors
     return Checked(report, fault)
+
+
+def _random(network: Network) -> Arrays:
+    return dict(zip(network.names, (x.numpy() for x in network.example(max(BATCH_SIZES))), strict=True))
 
 
 def _badness(difference: dict[str, float]) -> float:

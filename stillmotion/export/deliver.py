@@ -88,6 +88,7 @@ def export(
     from stillmotion.export.frames import Frames
     from stillmotion.export.graph import Network
     from stillmotion.models.pretrained import find_pretrained, load_pretrained
+    from stillmotion.run import environment
 
     target = Path(output)
     kind = _check(target, format, precision, calibration_samples, float_ends, max_samples)
@@ -116,8 +117,15 @@ def export(
             raise NotDelivered(f"{run}: not exported, {checked.fault}")
         target.parent.mkdir(parents=True, exist_ok=True)
         parts = [staged.with_suffix(suffix) for suffix in (*kind.beside, kind.suffix)]  # what names the others, last
-        report = {"file": target.name, "bytes": sum(p.stat().st_size for p in parts), "precision": precision,
-                  "training": facts["training"], "float_ends": float_ends, **checked.report}  # fmt: skip
+        report = {
+            "file": target.name,
+            "bytes": sum(part.stat().st_size for part in parts),
+            "precision": precision,
+            "float_ends": float_ends,
+            "training": facts["training"],
+            **checked.report,
+            "environment": environment(),
+        }
         for part in parts:
             write_atomic(target.with_suffix(part.suffix), part.read_bytes())
         write_atomic(report_path(target), json.dumps(report, indent=2, ensure_ascii=False) + "\n")
@@ -154,8 +162,6 @@ def describe(
     folder: Path, encoder: "Encoder", task: "Task", config: Mapping[str, Any], settings: Settings, licence: str | None
 ) -> dict[str, Any]:
     """What travels in a file: plain data."""
-    from importlib.metadata import version
-
     from stillmotion.run import fingerprint
 
     trained = folder / "settings.json"
@@ -177,7 +183,6 @@ def describe(
             "table": given.get("table_hash"),
             **config.get("trained", {}),
         },
-        "stillmotion": version("stillmotion"),
     }
 
 

@@ -24,8 +24,8 @@ class Resample(nn.Module):
         ValueError: The view has a geometry that graphs do not.
 
     Example:
-        >>> Resample(View(size=(2, 2)))(torch.arange(4, dtype=torch.uint8).reshape(1, 1, 1, 1, 4).expand(1, 1, 3, 4, 4)).shape
-        torch.Size([1, 1, 3, 2, 2])
+        >>> Resample(View(size=(1, 2)))(torch.tensor([[[0, 10, 20, 30]]], dtype=torch.uint8)).tolist()
+        [[[7, 23]]]
     """
 
     def __init__(self, view: View) -> None:
