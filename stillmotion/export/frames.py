@@ -53,10 +53,9 @@ class Frames:
         """
         predictor = Predictor(in_torch(encoder, "cpu"), task, encoder.views, short_side=encoder.short_side)
         settings = Run(folder).settings if (folder / "settings.json").is_file() else {}
-        if table is None and not Path(settings.get("table", "")).exists():
-            table = None
-        elif table is None and settings:
-            table, root = settings["table"], root or settings.get("root")
+        known = settings.get("table")
+        if table is None and known and Path(known).exists():
+            table, root = known, root or settings.get("root")
         if table is None or any(v.kind == "flow" and v.flow.method in RAFT for v in encoder.views.values()):
             return cls(predictor, None, None, "random frames")
         rows, data = read_table(table, root=root), settings.get("data", {})
