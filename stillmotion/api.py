@@ -587,7 +587,7 @@ def export(
     table: str | None = None,
     split: str | None = None,
     calibration_samples: int = 64,
-    float_ends: int = 0,
+    float_layers: int = 4,
     max_drop: float = 1.0,
     max_samples: int | None = None,
     licence: str | None = None,
@@ -611,7 +611,7 @@ def export(
         table: Samples to compare on and to calibrate with (default: the table of the run's training).
         split: That is compared on (default: the validation split, or else the test split).
         calibration_samples: Of int8: training samples whose frames give the ranges of the activations.
-        float_ends: Of int8: so many convolutions or linear layers at either end stay float32.
+        float_layers: Of int8: so many first convolutions or linear layers stay float32: their ranges are the widest.
         max_drop: Points that the main metric may lose.
         max_samples: Compare on so many samples at most, spread evenly over the split.
         licence: Of the weights (default: what the library says of weights that it gave).
@@ -635,7 +635,7 @@ def export(
             table=table,
             split=split,
             calibration_samples=calibration_samples,
-            float_ends=float_ends,
+            float_layers=float_layers,
             max_drop=max_drop,
             max_samples=max_samples,
             licence=licence,

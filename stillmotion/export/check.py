@@ -85,7 +85,7 @@ def check(path: Path, network: Network, frames: Frames, *, precision: str, max_d
         drop = accuracy["drop"]
         if fault is None and drop is not None and drop > max_drop:
             fault = (f"as it loses {drop:.1f} points of {accuracy['metric']} on {frames.where} (agreement "
-                     f"{accuracy['agreement']:.3f}): raise calibration_samples, float_ends or max_drop")  # fmt: skip
+                     f"{accuracy['agreement']:.3f}): raise calibration_samples, float_layers or max_drop")  # fmt: skip
         report["ms"] = {name: 1e3 * median(t[i] for t in answers.seconds) for i, name in enumerate(("torch", "file"))}
     if answers.geometry:
         report["geometry"], beyond = _geometry(answers.geometry)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 REPORT = ".report.json"
 """Behind the file's name."""
+FLOAT_LAYERS = 4
+"""First layers that int8 spares: few weights, and the widest ranges (measured with MobileNetV2, `docs/export.md`)."""
 
 
 class NotDelivered(ValueError):
@@ -31,14 +33,14 @@ class Settings:
         precision: Of weights (16 bits) or of weights and activations (int8).
         preprocess: Resize and crop inside.
         dynamic_frames: Leave the number of frames free.
-        float_ends: Of int8: so many convolutions or linear layers at either end stay float32.
+        float_layers: Of int8: so many first convolutions or linear layers stay float32.
         calibration: Of int8: inputs whose values give the ranges of activations.
     """
 
     precision: Precision = "float32"
     preprocess: bool = False
     dynamic_frames: bool = False
-    float_ends: int = 0
+    float_layers: int = FLOAT_LAYERS
     calibration: Sequence[Arrays] = ()
 
 
@@ -54,7 +56,7 @@ def export(
     split: str | None = None,
     root: str | None = None,
     calibration_samples: int = 64,
-    float_ends: int = 0,
+    float_layers: int = FLOAT_LAYERS,
     max_drop: float = 1.0,
     max_samples: int | None = None,
     licence: str | None = None,
@@ -66,7 +68,7 @@ def export(
         run: Run folder, or a name on the Hugging Face Hub.
         output: Where the file goes; its report is `OUTPUT.report.json`.
         format: onnx, openvino or torch-export; None follows from the suffix.
-        precision, preprocess, dynamic_frames, float_ends: See `Settings`.
+        precision, preprocess, dynamic_frames, float_layers: See `Settings`.
         table: On which the file is compared with the network, and calibrated; None: that of the run's training, if it
             is there still.
         split: That is compared on; None: the validation split, or else the test split.
@@ -91,7 +93,7 @@ def export(
     from stillmotion.run import environment
 
     target = Path(output)
-    kind = _check(target, format, precision, calibration_samples, float_ends, max_samples)
+    kind = _check(target, format, precision, calibration_samples, float_layers, max_samples)
     folder = find_pretrained(run)
     encoder, task, config = load_pretrained(folder, view=view)
     encoder = encoder.eval().float()
@@ -101,7 +103,7 @@ def export(
         raise ValueError(f"{run}: sees stored features; export the network that they came from")
     frames = Frames.find(folder, encoder, task, table=table, split=split, root=root, max_samples=max_samples)
     settings = Settings(precision=precision, preprocess=preprocess, dynamic_frames=dynamic_frames,
-                        float_ends=float_ends)  # fmt: skip
+                        float_layers=float_layers)  # fmt: skip
     facts = describe(folder, encoder, task, config, settings, licence)
     with tempfile.TemporaryDirectory() as name:
         staged = Path(name) / f"model{kind.suffix}"
@@ -121,7 +123,7 @@ def export(
             "file": target.name,
             "bytes": sum(part.stat().st_size for part in parts),
             "precision": precision,
-            "float_ends": float_ends,
+            "float_layers": float_layers,
             "training": facts["training"],
             **checked.report,
             "environment": environment(),
@@ -138,7 +140,7 @@ def report_path(target: Path) -> Path:
 
 
 def _check(
-    target: Path, format: str | None, precision: str, samples: int, float_ends: int, max_samples: int | None
+    target: Path, format: str | None, precision: str, samples: int, float_layers: int, max_samples: int | None
 ) -> Format:
     """Refuses settings before any work.
 
@@ -151,7 +153,7 @@ def _check(
     if precision not in kind.precisions:
         raise ValueError(f"precision={precision}: {kind.suffix} files are {', '.join(kind.precisions)}; "
                          "export as .onnx or .xml")  # fmt: skip
-    for name, value, least in (("calibration_samples", samples, 1), ("float_ends", float_ends, 0),
+    for name, value, least in (("calibration_samples", samples, 1), ("float_layers", float_layers, 0),
                                ("max_samples", max_samples, 1)):  # fmt: skip
         if value is not None and value < least:
             raise ValueError(f"{name}={value}: must be at least {least}")

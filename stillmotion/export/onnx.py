@@ -36,7 +36,7 @@ def to_onnx(network: "Network", settings: "Settings") -> bytes:
 
     content = _exported(network)
     if settings.precision == "int8":
-        return quantise(content, settings.calibration, float_ends=settings.float_ends)
+        return quantise(content, settings.calibration, float_layers=settings.float_layers)
     if settings.precision != "float32":
         return _narrowed(content, settings.precision)
     return content

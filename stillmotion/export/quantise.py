@@ -8,19 +8,21 @@ from typing import Any
 from stillmotion.export.formats import Arrays
 
 HEAVY = ("Conv", "Gemm", "MatMul")
-"""Operators with weights, in whose order `float_ends` counts."""
+"""Operators with weights, in whose order `float_layers` counts."""
 
 
-def quantise(content: bytes, calibration: Sequence[Arrays], *, float_ends: int = 0) -> bytes:
+def quantise(content: bytes, calibration: Sequence[Arrays], *, float_layers: int) -> bytes:
     """A float model with quantised convolutions and linear layers (QDQ, weights per channel).
 
-    Weights have 7 bits: x86 CPUs without VNNI add two products in 16 bits, which 8 bits overflow. With them the same
-    file would say something else there than on other machines.
+    Weights are unsigned around 128, not signed: x86 CPUs without VNNI add two products of unsigned and signed bytes in
+    16 bits, which overflow. The same file would say something else there than on other machines, and 7 bits, which do
+    not overflow, lose more than they are worth (`docs/export.md`). The outputs of linear layers, and so the logits, are
+    not rounded.
 
     Args:
         content: ONNX, with bytes as inputs.
         calibration: Inputs whose values give the ranges of the activations.
-        float_ends: So many convolutions or linear layers at either end stay float32.
+        float_layers: So many first convolutions or linear layers stay float32.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -38,11 +40,11 @@ def quantise(content: bytes, calibration: Sequence[Arrays], *, float_ends: int =
             _Frames(calibration),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
+            weight_type=QuantType.QUInt8,
             activation_type=QuantType.QUInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=[*heavy[:float_ends], *heavy[len(heavy) - float_ends :]],
+            extra_options={"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+            nodes_to_exclude=heavy[:float_layers],
         )
         return result.read_bytes()
 
