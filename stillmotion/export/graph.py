@@ -11,6 +11,16 @@ from stillmotion.models.encoder import Encoder
 
 MARGIN = (24, 40)
 """By how much the frames of an example are larger than what they are resized to."""
+TRACED_FRAMES = 36
+"""Along a free axis: enough that 3D networks do not reduce it to 1, which is recorded as if it were always so."""
+
+
+def reason(error: BaseException) -> str:
+    """The innermost cause, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:200] or type(error).__name__
 
 
 class Network(nn.Module):
@@ -48,10 +58,34 @@ class Network(nn.Module):
         logits: Tensor = self.encoder(*inputs)["logits"]
         return logits.float()
 
-    def example(self, batch_size: int) -> list[Tensor]:
-        """Random frames, the same at every call, bytes, for each view."""
+    def trace(self, *, any_count: bool) -> Any:
+        """The graph as `torch.export` records it, an `ExportedProgram`.
+
+        Args:
+            any_count: Leave out what the recorder takes for granted of a free number of frames: that layers do not
+                reduce it to 1, which changes no value. torch itself insists on it; other runtimes do not know of it.
+
+        Raises:
+            ValueError: torch cannot record it, or not with a free number of frames.
+        """
+        inputs = tuple(self.example(2, TRACED_FRAMES if self.axis is not None else None))
+        with torch.no_grad():
+            try:
+                return torch.export.export(
+                    self,
+                    inputs,
+                    dynamic_shapes=self.dynamic_shapes(),
+                    prefer_deferred_runtime_asserts_over_guards=any_count,
+                )
+            except (RuntimeError, ValueError, torch._dynamo.exc.TorchDynamoException) as error:
+                raise ValueError(f"torch cannot export it: {reason(error)}") from error
+
+    def example(self, batch_size: int, count: int | None = None) -> list[Tensor]:
+        """Random frames, the same at every call, bytes, for each view; `count` along the free axis."""
         generator = torch.Generator().manual_seed(batch_size)
         shapes = [list(shape) for shape in self.encoder.input_shapes(batch_size)]
+        if self.axis is not None and count is not None:
+            shapes[0][self.axis] = count
         if len(self.resamplers):
             for shape, view in zip(shapes, self.encoder.views.values(), strict=True):
                 least = max(*view.size, view.resize if isinstance(view.resize, int) else 0)
@@ -67,9 +101,8 @@ class Network(nn.Module):
             if self.axis is not None:
                 free[self.axis] = frames
             if len(self.resamplers):
-                least = 2
-                free[len(shape) - 2] = torch.export.Dim(f"{name}_height", min=least)
-                free[len(shape) - 1] = torch.export.Dim(f"{name}_width", min=least)
+                for axis, side in ((len(shape) - 2, "height"), (len(shape) - 1, "width")):
+                    free[axis] = torch.export.Dim(f"{name}_{side}", min=2)
             shapes.append(free)
         return {"inputs": tuple(shapes)}
 

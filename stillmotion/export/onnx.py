@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,33 +54,25 @@ def with_facts(content: bytes, facts: Mapping[str, Any]) -> bytes:
 def _exported(network: "Network") -> bytes:
     import torch
 
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "# The axis name", UserWarning)  # two views share the axis
+    from stillmotion.export.graph import reason
+
+    program = network.trace(any_count=True)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.onnx"
         try:
             torch.onnx.export(
-                network,
-                tuple(network.example(2)),
-                str(path),
+                program,
+                f=str(path),
                 dynamo=True,
                 external_data=False,
                 opset_version=OPSET,
                 input_names=network.names,  # for `stillmotion.networks`
                 output_names=["logits"],
-                dynamic_shapes=network.dynamic_shapes(),
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ValueError(f"torch cannot export it: {reason(error)}") from error
         return path.read_bytes()
-
-
-def reason(error: BaseException) -> str:
-    """The innermost cause, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:200]
 
 
 def _narrowed(content: bytes, precision: str) -> bytes:

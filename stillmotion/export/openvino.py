@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,23 +49,18 @@ def load(path: Path, device: str, threads: int | None) -> tuple[Run, str | None]
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     try:
-        model = openvino.Core().read_model(path)
-        known = {name: _info(model, name) for name in ("facts", WEIGHTS)}
-        if known[WEIGHTS] not in (None, _hash(weights)):
+        known = ElementTree.parse(path).find(f"rt_info/{METADATA}")
+        marks = {mark.tag: mark.get("value") for mark in known} if known is not None else {}
+        if marks.get(WEIGHTS, _hash(weights)) != _hash(weights):
             raise ValueError(f"{weights.name} beside it belongs to another model; copy both files, or export it again")
-        compiled = openvino.Core().compile_model(model, "CPU", options)
-    except RuntimeError as error:
+        compiled = openvino.Core().compile_model(path, "CPU", options)
+    except (RuntimeError, ElementTree.ParseError) as error:
         raise ValueError(f"not a model that OpenVINO reads ({' '.join(str(error).split())[:120]})") from None
 
     def run(inputs: Arrays) -> NDArray[np.float32]:
         return np.asarray(compiled(dict(inputs))["logits"], np.float32).copy()
 
-    return run, known["facts"]
-
-
-def _info(model: Any, name: str) -> str | None:
-    path = [METADATA, name]
-    return str(model.get_rt_info(path).value) if model.has_rt_info(path) else None
+    return run, marks.get("facts")
 
 
 def _hash(path: Path) -> str:

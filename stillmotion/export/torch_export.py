@@ -21,14 +21,8 @@ def write(path: Path, network: "Network", facts: Mapping[str, Any], settings: "S
     """As `Backend.write`."""
     import torch
 
-    from stillmotion.export.onnx import reason
-
-    with torch.no_grad():
-        try:
-            program = torch.export.export(network, tuple(network.example(2)), dynamic_shapes=network.dynamic_shapes())
-        except (RuntimeError, ValueError, torch._dynamo.exc.TorchDynamoException) as error:
-            raise ValueError(f"torch cannot export it: {reason(error)}") from error
-        torch.export.save(program, path, extra_files={FACTS: json.dumps({**facts, "inputs": network.names})})
+    program = network.trace(any_count=False)
+    torch.export.save(program, path, extra_files={FACTS: json.dumps({**facts, "inputs": network.names})})
 
 
 def load(path: Path, device: str, threads: int | None) -> tuple[Run, str | None]:
