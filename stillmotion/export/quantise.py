@@ -40,13 +40,28 @@ def quantise(content: bytes, calibration: Sequence[Arrays], *, float_layers: int
             _Frames(calibration),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            weight_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
             activation_type=QuantType.QUInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
             nodes_to_exclude=heavy[:float_layers],
         )
-        return result.read_bytes()
+        model = onnx.load(str(result))
+    _make_unsigned(model.graph)
+    unsigned: bytes = model.SerializeToString()
+    return unsigned
+
+
+def _make_unsigned(graph: Any) -> None:
+    """Moves signed weights and their zero points up by 128."""
+    from onnx import TensorProto, numpy_helper
+
+    signed = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT8}
+    read = [node.input for node in graph.node if node.op_type == "DequantizeLinear"]
+    wanted = {name for inputs in read for name in (inputs[0], inputs[2])}
+    for name in wanted & signed.keys():
+        values = numpy_helper.to_array(signed[name]).astype("int16") + 128
+        signed[name].CopyFrom(numpy_helper.from_array(values.astype("uint8"), name))
 
 
 class _Frames:
