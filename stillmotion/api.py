@@ -323,6 +323,7 @@ def predict(
     threshold: float | None = None,
     live: LiveConfig = LiveConfig(),
     events: str | None = None,
+    threads: int | None = None,
     root: str | None = None,
 ) -> int:
     """Predicts files, folders, tables, cameras and streams.
@@ -331,7 +332,7 @@ def predict(
     is watched until Ctrl-C, SIGTERM or its end; one that is lost is connected again.
 
     Args:
-        model: Run folder, or an exported `.onnx`.
+        model: Run folder, or an exported file (`.onnx`, `.xml`, `.pt2`).
         inputs: Videos, stills, folders, tables, a camera's number, a stream's URL; `file://PATH` watches a file as a
             stream.
         output: `.jsonl` or `.csv`; default: JSON lines to the terminal.
@@ -341,10 +342,11 @@ def predict(
         workers: Threads that read files.
         device: auto, cpu or cuda.
         reject: Answers that are less probable than this are `unsure`; the probabilities are listed all the same.
-        teacher: Run folder or `.onnx` of a teacher, which answers where the model is no surer than `threshold`.
+        teacher: Run folder or exported file of a teacher, which answers where the model is no surer than `threshold`.
         threshold: See `teacher`; `evaluate --cascade_on` chooses one.
         live: How cameras and streams are watched.
         events: Cameras and streams: `.jsonl` or `.csv` for what began and ended when.
+        threads: For computing on the CPU (default: the library's choice, all cores).
         root: Folder that a table's relative paths start from.
     """
     from stillmotion.predict import predict as run_predict
@@ -363,6 +365,7 @@ def predict(
         threshold=threshold,
         live=live,
         events=events,
+        threads=threads,
         root=root,
     )
 
@@ -644,21 +647,82 @@ def flow(
     return 1 if done.errors or done.faults else 0
 
 
-def export(run: str, *, output: str, view: dict[str, Any] = {}) -> int:
-    """Writes a student as one ONNX file that `stillmotion predict` runs without torch.
+def export(
+    run: str,
+    *,
+    output: str,
+    format: Literal["onnx", "openvino", "torch-export"] | None = None,
+    precision: Literal["float32", "float16", "bfloat16", "int8"] = "float32",
+    preprocess: bool = False,
+    dynamic_frames: bool = False,
+    table: str | None = None,
+    split: str | None = None,
+    calibration_samples: int = 64,
+    float_layers: int = 4,
+    max_drop: float = 1.0,
+    max_samples: int | None = None,
+    licence: str | None = None,
+    view: dict[str, Any] = {},
+    root: str | None = None,
+) -> int:
+    """Writes a network as one file that `stillmotion predict` runs without torch.
 
-    Frames go in as uint8, normalisation is inside, class names and the input rule travel in the metadata. A file that
-    does not agree with the network at every batch size is not written.
+    Bytes go in, normalisation is inside, the batch size is free; classes, views, input rule, licence and the hashes of
+    the training travel in the metadata. The file is compared with the network at three batch sizes and on the
+    validation split; both are told in `OUTPUT.report.json`. A file that does not agree is not delivered (exit code 1).
+    Exit code 1 too if a sample could not be read; it is listed in the report.
 
     Args:
         run: Run folder, or a name on the Hugging Face Hub.
-        output: Where the `.onnx` goes.
+        output: Where the file goes: `.onnx`, `.xml` (OpenVINO, with its weights in a `.bin` beside it) or `.pt2`.
+        format: onnx, openvino or torch-export (default: as the suffix says).
+        precision: float16 and bfloat16 store the weights in 16 bits and compute in float32; int8 computes in 8 bits.
+        preprocess: Take frames of any size, and resize and crop them inside.
+        dynamic_frames: Leave the number of frames free: of a clip, or of a sequence.
+        table: Samples to compare on and to calibrate with (default: the table of the run's training).
+        split: That is compared on (default: the validation split, or else the test split).
+        calibration_samples: Of int8: training samples whose frames give the ranges of the activations.
+        float_layers: Of int8: so many first convolutions or linear layers stay float32: their ranges are the widest.
+        max_drop: Points that the main metric may lose.
+        max_samples: Compare on so many samples at most, spread evenly over the split.
+        licence: Of the weights (default: what the library says of weights that it gave).
         view: Settings of `View` that differ from training.
+        root: Folder that the table's relative paths start from.
     """
-    from stillmotion.export import export as run_export
+    import sys
 
-    print(run_export(run, output, view=view))
-    return 0
+    from stillmotion.export import NotDelivered
+    from stillmotion.export import export as run_export
+    from stillmotion.export.report import read_report, report_rows
+
+    try:
+        path = run_export(
+            run,
+            output,
+            format=format,
+            precision=precision,
+            preprocess=preprocess,
+            dynamic_frames=dynamic_frames,
+            table=table,
+            split=split,
+            calibration_samples=calibration_samples,
+            float_layers=float_layers,
+            max_drop=max_drop,
+            max_samples=max_samples,
+            licence=licence,
+            view=view,
+            root=root,
+        )
+    except NotDelivered as error:
+        print(f"stillmotion: error: {error}", file=sys.stderr)
+        return 1
+    report = read_report(path)
+    _print_table(*report_rows(report))
+    print(path)
+    if report["unreadable"]:
+        print(f"{len(report['unreadable'])} samples could not be read; they are listed in {path}.report.json",
+              file=sys.stderr)  # fmt: skip
+    return 1 if report["unreadable"] else 0
 
 
 def benchmark(

@@ -194,14 +194,13 @@ class _Decisions:
         frames = {int(n) for rows in seen.values() for n in rows.ravel()}
 
         def render(places: list[int]) -> dict[str, NDArray[np.uint8]]:
-            return {
-                name: render_view(
-                    self.window.pictures(which, rows[places].ravel()),
-                    replace(predictor.views[name], num_moments=len(places)),
-                    NO_DRAW,
-                )
-                for name, rows in seen.items()
-            }
+            inputs = {}
+            for name, rows in seen.items():
+                pictures = self.window.pictures(which, rows[places].ravel())
+                height, width = pictures[0].shape[:2]
+                view = predictor.views_of((height, width))[name]
+                inputs[name] = render_view(pictures, replace(view, num_moments=len(places)), NO_DRAW)
+            return inputs
 
         count = len(next(iter(seen.values())))
         if which == 0 and self.cache is not None:

@@ -1,82 +1,105 @@
-"""Networks that are ready to run: out of a run folder, in torch, or exported to ONNX, without torch."""
+"""Networks that are ready to run: out of a run folder, in torch, or exported, without torch."""
 
 import json
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Inputs = dict[str, NDArray[np.uint8]]
-Network = Callable[[Inputs], NDArray[np.float32]]
+from stillmotion.export.formats import VERSION, Run, format_of
 
 if TYPE_CHECKING:
     from stillmotion.models.encoder import Encoder
 
-METADATA = "stillmotion"
-# The other settings of a view are part of the exported graph.
-FREE_IN_ONNX = ("moment", "num_moments", "spacing", "lead", "jitter", "outside", "stride", "fps", "clip", "end",
-                "resize", "num_crops", "interpolation")  # fmt: skip
+Inputs = dict[str, NDArray[np.uint8]]
+Network = Callable[[Inputs], NDArray[np.float32]]
+
+FREE = ("moment", "num_moments", "spacing", "lead", "jitter", "outside", "stride", "fps", "clip", "end", "resize",
+        "num_crops", "interpolation")  # fmt: skip
+"""Settings of a view that are no part of an exported graph."""
+GEOMETRY = ("resize", "num_crops", "interpolation")
+"""Those that are, where the graph resizes frames itself."""
 
 
-def load_network(model: str, *, device: str, view: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:
+def load_network(
+    model: str, *, device: str, view: Mapping[str, Any], threads: int | None = None
+) -> tuple[Network, dict[str, Any]]:
     """Loads a network and what is needed to feed and to read it.
 
     Args:
-        model: Run folder, name on the Hugging Face Hub, or exported `.onnx`.
+        model: Run folder, name on the Hugging Face Hub, or exported file.
         device: auto, cpu or cuda.
         view: Settings of `View` that differ from training.
+        threads: For computing on the CPU; None leaves it to the library.
 
     Returns:
-        A function from frames (N, T, C, H, W) by view to logits (K,); and `task`, `views`, `short_side` as JSON data.
+        A function from frames (N, T, C, H, W) by view to logits (K,); and `task`, `views`, `short_side`, `preprocess`
+        (whether frames are given whole) as JSON data.
 
     Raises:
         ValueError: In one line: the file, and what is wrong with it.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device={device}: choose one of auto, cpu, cuda")
-    if Path(model).suffix.lower() == ".onnx":
-        return _load_onnx(model, device, view)
-    return _load_run(model, device, view)
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads={threads}: must be at least 1")
+    if format_of(model) is not None:
+        return _load_exported(model, device, view, threads)
+    return _load_run(model, device, view, threads)
 
 
-def _load_onnx(model: str, device: str, view: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:
-    """An exported student, whose metadata says what it sees and what its logits mean."""
-    import onnxruntime
+def open_exported(model: str, *, device: str, threads: int | None = None) -> tuple[Run, dict[str, Any]]:
+    """Opens an exported network as it is: a function of batches, and its facts.
 
-    if not Path(model).is_file():
+    Raises:
+        ValueError: As `load_network`.
+    """
+    kind, path = format_of(model), Path(model)
+    assert kind is not None
+    if not path.is_file():
         raise ValueError(f"{model}: no such file; `stillmotion export` writes one from a run folder")
-    wanted = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
     try:
-        session = onnxruntime.InferenceSession(model, providers=providers)
-    except Exception as error:  # onnxruntime's own classes, without a common base that it exports
-        raise ValueError(f"{model}: not an ONNX model ({' '.join(str(error).split())[:120]})") from None
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA)
+        run, text = kind.backend.load(path, device, threads)
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}") from None
     if text is None:
         raise ValueError(f"{model}: not exported by stillmotion (no classes inside); use `stillmotion export`")
-    if fixed := [key for key in view if key not in FREE_IN_ONNX]:
-        raise ValueError(
-            f"{model}: view.{fixed[0]} is fixed in an exported model; export it again, or predict from the run"
-        )
-    config: dict[str, Any] = json.loads(text)
-    # A network that joins the moments of a video has an axis for them, and their number is fixed.
-    joins = len(session.get_inputs()[0].shape) == 6
-    if joins and (fixed := [key for key in ("num_moments", "num_crops") if key in view]):
+    facts: dict[str, Any] = json.loads(text)
+    if facts.get("format") != VERSION:
+        raise ValueError(f"{model}: format {facts.get('format')!r}, this version reads {VERSION}; export it again")
+    return run, facts
+
+
+def _load_exported(
+    model: str, device: str, view: Mapping[str, Any], threads: int | None
+) -> tuple[Network, dict[str, Any]]:
+    """An exported network, whose metadata says what it sees and what its logits mean."""
+    network, config = open_exported(model, device=device, threads=threads)
+    free = set(FREE) - set(GEOMETRY if config["preprocess"] else ())
+    # A network that joins the moments of a video has an axis for them, whose size is fixed unless it was left free.
+    joins = config["joins_moments"]
+    if joins:
+        free -= {"num_crops"} if config["dynamic_frames"] else {"num_moments", "num_crops"}
+    elif config["dynamic_frames"]:
+        free |= {"num_frames"}
+    if fixed := [key for key in view if key not in free]:
         raise ValueError(f"{model}: view.{fixed[0]} is fixed in this model; export it again, or predict from the run")
     config["views"] = {name: {**data, **view} for name, data in config["views"].items()}
+    if any(data["kind"] == "flow" for data in config["views"].values()) and find_spec("cv2") is None:
+        raise ValueError(f"{model}: sees optical flow, which OpenCV computes; pip install 'stillmotion[flow]'")
 
     def run(inputs: Inputs) -> NDArray[np.float32]:
-        inputs = {name: x[None] for name, x in inputs.items()} if joins else inputs
-        (logits,) = session.run(["logits"], inputs)
+        logits = network({name: x[None] for name, x in inputs.items()} if joins else inputs)
         mean: NDArray[np.float32] = logits.mean(axis=0, dtype=np.float32)
         return mean
 
     return run, config
 
 
-def _load_run(model: str, device: str, view: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:
+def _load_run(model: str, device: str, view: Mapping[str, Any], threads: int | None) -> tuple[Network, dict[str, Any]]:
     """A run folder: the network in torch."""
     import torch
 
@@ -86,11 +109,11 @@ def _load_run(model: str, device: str, view: Mapping[str, Any]) -> tuple[Network
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: no CUDA device here; use auto or cpu")
     where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = encoder.eval().to(where)
-
+    if threads:
+        torch.set_num_threads(threads)
     views = {name: seen.to_dict() for name, seen in encoder.views.items()}
-    config = {"task": task.to_dict(), "views": views, "short_side": encoder.short_side}
-    return TorchNetwork(encoder, where), config
+    facts = {"task": task.to_dict(), "views": views, "short_side": encoder.short_side, "preprocess": False}
+    return TorchNetwork(encoder.eval().to(where), where), facts
 
 
 class TorchNetwork:

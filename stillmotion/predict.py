@@ -1,6 +1,6 @@
 """Prediction: from a file to labels, with a run folder or an exported student.
 
-The same functions choose, decode and resample the frames as in training and evaluation. An exported student (`.onnx`)
+The same functions choose, decode and resample the frames as in training and evaluation. An exported student
 needs no torch.
 """
 
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from stillmotion.calibration import check_cascade, confidence
 from stillmotion.config import LiveConfig
+from stillmotion.data.decode import probe
+from stillmotion.data.picture import reduced_size
 from stillmotion.data.source import Extent, FrameSource, Videos, show
 from stillmotion.data.table import Sample
 from stillmotion.inputs import find_samples, is_live
@@ -77,6 +79,7 @@ class Predictor:
         reject: Answers that are less probable than this are `unsure`.
         teacher: Answers in its place where it is no surer than `threshold`.
         threshold: Probability of the first class, 0..1.
+        whole_frames: Whether the network resizes and crops the frames itself.
 
     Raises:
         ValueError: A number out of its range, networks that tell of other things, or of none that one can be sure of.
@@ -97,9 +100,10 @@ class Predictor:
         reject: float | None = None,
         teacher: "Predictor | None" = None,
         threshold: float | None = None,
+        whole_frames: bool = False,
     ) -> None:
         self.network, self.task, self.views = network, task, dict(views)
-        self.short_side, self.top = short_side, top
+        self.short_side, self.top, self.whole_frames = short_side, top, whole_frames
         self.reject, self.teacher, self.threshold = reject, teacher, threshold
         for name, value in (("reject", reject), ("threshold", threshold)):
             if value is not None and not 0.0 <= value <= 1.0:
@@ -124,8 +128,9 @@ class Predictor:
         reject: float | None = None,
         teacher: str | Path | None = None,
         threshold: float | None = None,
+        threads: int | None = None,
     ) -> Self:
-        """Loads a run folder (or a model of the Hugging Face Hub), or an exported `.onnx`.
+        """Loads a run folder (or a model of the Hugging Face Hub), or an exported file.
 
         Args:
             model: Where it is.
@@ -135,17 +140,18 @@ class Predictor:
             reject: See `Predictor`.
             teacher: Where the teacher of a cascade is.
             threshold: See `Predictor`.
+            threads: For computing on the CPU; None leaves it to the library.
 
         Raises:
             ValueError: In one line: the file, and what is wrong with it.
         """
-        network, config = load_network(str(model), device=device, view=view or {})
+        network, config = load_network(str(model), device=device, view=view or {}, threads=threads)
         views = {name: View.from_dict(data) for name, data in config["views"].items()}
         if any(v.kind == "feature" for v in views.values()):
             raise ValueError(f"{model}: sees stored features, which no video has; give the network that they came from")
-        other = cls.load(teacher, device=device, top=top) if teacher is not None else None
+        other = cls.load(teacher, device=device, top=top, threads=threads) if teacher is not None else None
         return cls(network, task_from_dict(config["task"]), views, short_side=config.get("short_side"), top=top,
-                   reject=reject, teacher=other, threshold=threshold)  # fmt: skip
+                   reject=reject, teacher=other, threshold=threshold, whole_frames=config["preprocess"])  # fmt: skip
 
     def __call__(self, source: str | Path | Sample) -> Prediction:
         """Predicts one file, folder of numbered images or sample; an unreadable one gives a prediction with `error`."""
@@ -200,8 +206,21 @@ class Predictor:
         """
         began = time.perf_counter()
         source = _Recorded(Videos(self.short_side))
-        inputs = show(source, sample, self.views, NO_DRAW)
+        inputs = show(source, sample, self._shown(sample), NO_DRAW)
         return Seen(inputs, source.frames, source.fault, time.perf_counter() - began)
+
+    def views_of(self, size: tuple[int, int]) -> dict[str, View]:
+        """What is done to frames of this height and width before the network sees them."""
+        if not self.whole_frames:
+            return self.views
+        return {name: replace(view, size=size, resize=None) for name, view in self.views.items()}
+
+    def _shown(self, sample: Sample) -> dict[str, View]:
+        if not self.whole_frames:
+            return self.views
+        info = probe(sample.path)
+        width, height = reduced_size((info.width, info.height), self.short_side)
+        return self.views_of((height, width))
 
     def _answer(self, sample: Sample, read: Callable[[], Seen]) -> Prediction:
         try:
@@ -240,12 +259,13 @@ def predict(
     threshold: float | None = None,
     live: LiveConfig | None = None,
     events: str | None = None,
+    threads: int | None = None,
     root: str | None = None,
 ) -> int:
     """Predicts files, folders, tables, cameras and streams; the entry of `stillmotion predict`.
 
     Args:
-        model: Run folder, or exported `.onnx`.
+        model: Run folder, or exported file.
         inputs: Files, folders, tables, a camera's number, a stream's URL.
         output: `.jsonl` or `.csv`; None prints JSON lines.
         top: Classes that are named.
@@ -254,10 +274,11 @@ def predict(
         workers: Threads that read files.
         device: auto, cpu or cuda.
         reject: Answers that are less probable than this are `unsure`.
-        teacher: Run folder or `.onnx` of a teacher that answers where the model is no surer than `threshold`.
+        teacher: Run folder or exported file of a teacher that answers where the model is no surer than `threshold`.
         threshold: See `teacher`.
         live: How cameras and streams are watched.
         events: `.jsonl` or `.csv` for what began and ended in cameras and streams.
+        threads: For computing on the CPU; None leaves it to the library.
         root: Folder that a table's relative paths start from.
 
     Returns:
@@ -274,7 +295,7 @@ def predict(
     samples = find_samples([name for name in inputs if name not in streams], root=root)
     targets = overlay_paths(overlay, [s.id for s in samples] + streams)
     predictor = Predictor.load(
-        model, view=view, device=device, top=top, reject=reject, teacher=teacher, threshold=threshold
+        model, view=view, device=device, top=top, reject=reject, teacher=teacher, threshold=threshold, threads=threads
     )
     failed = partly = 0
     with prediction_writer(output, predictor.task, top) as write, event_writer(events) as note:

@@ -81,7 +81,7 @@ def load_pretrained(
     """
     from stillmotion.models.factory import create_model
 
-    folder = _find(source)
+    folder = find_pretrained(source)
     config = read_config(folder)
     model = {**config["model"], "view": {**config["model"].get("view", {}), **(view or {})}}
     model["taps"] = list(taps) or model.get("taps", [])
@@ -120,8 +120,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _find(source: str | Path) -> Path:
-    """The folder itself, or the Hub's copy of it."""
+def find_pretrained(source: str | Path) -> Path:
+    """The folder itself, or the Hub's copy of it.
+
+    Raises:
+        PretrainedError: There is neither.
+    """
     folder = Path(source)
     if folder.is_dir():
         if not is_run(folder):
