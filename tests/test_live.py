@@ -28,12 +28,13 @@ from stillmotion.__main__ import main
 from stillmotion.config import LiveConfig
 from stillmotion.data.sampling import frame_indices
 from stillmotion.events import Event, EventList, event_writer
+from stillmotion.export.formats import METADATA, VERSION
 from stillmotion.incremental import MomentCache, moment_cache
 from stillmotion.live import Smooth, open_window, watch
 from stillmotion.models.factory import create_model
 from stillmotion.models.pretrained import save_pretrained
 from stillmotion.models.sequence import FrameSequence
-from stillmotion.networks import METADATA, TorchNetwork
+from stillmotion.networks import TorchNetwork
 from stillmotion.predict import Predictor
 from stillmotion.tasks import Classification
 from stillmotion.view import NO_DRAW, View
@@ -67,7 +68,9 @@ def colour_model(path: Path, task: Classification = TASK) -> Path:
     graph = make.make_graph(nodes, "colour", [frames], [logits], [axes, eight])
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=10)
     views = {"frames": View(size=(16, 16)).to_dict()}
-    make.set_model_props(model, {METADATA: json.dumps({"task": task.to_dict(), "views": views})})
+    facts = {"format": VERSION, "task": task.to_dict(), "views": views, "short_side": None, "preprocess": False,
+             "joins_moments": False, "dynamic_frames": False}  # fmt: skip
+    make.set_model_props(model, {METADATA: json.dumps(facts)})
     onnx.save(model, str(path))
     return path
 

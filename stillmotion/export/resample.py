@@ -72,7 +72,7 @@ def weights(size: int, resized: int, shown: int, filter_name: str) -> Tensor:
     first = half + (spare - 2 * half) * (half - half // 2 * 2)  # round(spare / 2), halves to the even number
     centres = (torch.arange(shown, dtype=torch.float64) + first + 0.5) * scale
     pixels = torch.arange(size, dtype=torch.float64) + 0.5
-    distance = ((pixels - centres[:, None]) / stretch).abs()
+    distance: Tensor = ((pixels - centres[:, None]) / stretch).abs()
     if filter_name == "bilinear":
         result = (1.0 - distance).clamp(min=0.0)
     else:  # Keys' cubic with a = -0.5
