@@ -81,7 +81,8 @@ def weights(size: int, resized: int, shown: int, filter_name: str) -> Tensor:
         near = (1.5 * distance - 2.5) * distance * distance + 1.0
         far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
         result = torch.where(distance < 1.0, near, torch.where(distance < 2.0, far, torch.zeros_like(far)))
-    return (result / result.sum(1, keepdim=True)).float()
+    normalised: Tensor = result / result.sum(1, keepdim=True)
+    return normalised.float()
 
 
 def to_levels(x: Tensor) -> Tensor:
