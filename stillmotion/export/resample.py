@@ -17,7 +17,9 @@ class Resample(nn.Module):
     Pillow resamples across, rounds to bytes, then down, and rounds again; so does this, with each pass as a product
     with the matrix of the filter's weights. Products are alike in every runtime, where antialiased resizing operators
     are not, and the crop comes for free: rows that are cropped away are not in the matrix. Values differ from Pillow's
-    where its weights, rounded to 22 bits, tip a rounding: by one of 255, in about one of a million values.
+    where its weights, rounded to 22 bits, tip a rounding: by one of 255, in about one of a thousand values, and in 3 of
+    100 where the size hardly changes. Pillow 13 goes down first where the height shrinks much more than the width
+    (twice, say); then a quarter of the values differ by one, and enlarged ones by up to 4.
 
     Args:
         view: Of colours or their differences, with one crop, bilinear or bicubic.
@@ -79,7 +81,8 @@ def weights(size: int, resized: int, shown: int, filter_name: str) -> Tensor:
         near = (1.5 * distance - 2.5) * distance * distance + 1.0
         far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
         result = torch.where(distance < 1.0, near, torch.where(distance < 2.0, far, torch.zeros_like(far)))
-    return (result / result.sum(1, keepdim=True)).float()
+    normalised: Tensor = result / result.sum(1, keepdim=True)
+    return normalised.float()
 
 
 def to_levels(x: Tensor) -> Tensor:
