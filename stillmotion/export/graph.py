@@ -1,5 +1,6 @@
 """What is exported: a network between frames as bytes and logits, and the shapes that it is free in."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,6 +70,7 @@ class Network(nn.Module):
             ValueError: torch cannot record it, or not with a free number of frames.
         """
         inputs = tuple(self.example(2, TRACED_FRAMES if self.axis is not None else None))
+        logging.disable(logging.ERROR)  # torch writes tracebacks of what is told in one line below
         with torch.no_grad():
             try:
                 return torch.export.export(
@@ -78,7 +80,12 @@ class Network(nn.Module):
                     prefer_deferred_runtime_asserts_over_guards=any_count,
                 )
             except (RuntimeError, ValueError, torch._dynamo.exc.TorchDynamoException) as error:
-                raise ValueError(f"torch cannot export it: {reason(error)}") from error
+                fixed = (
+                    "only a fixed number of frames fits it, leave dynamic_frames out; " if self.axis is not None else ""
+                )
+                raise ValueError(f"{fixed}torch cannot export it: {reason(error)}") from error
+            finally:
+                logging.disable(logging.NOTSET)
 
     def example(self, batch_size: int, count: int | None = None) -> list[Tensor]:
         """Random frames, the same at every call, bytes, for each view; `count` along the free axis."""
