@@ -448,7 +448,7 @@ def test_a_users_own_table(write: Write, tmp_path: Path, capsys: pytest.CaptureF
     with (tmp_path / "p.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert list(row) == ["path", "text", "colour", "colour_probability", "size", "size_probability", "points",
-                         "seconds", "frames", "time", "fault", "error"]  # fmt: skip
+                         "seconds", "frames", "time", "fault", "error", "unsure", "by"]  # fmt: skip
     assert float(row["points"]) == pytest.approx(said["targets"]["points"]["value"], rel=1e-4)
     assert row["text"] == said["text"]
 
