@@ -185,8 +185,8 @@ def test_resize_inside_is_that_of_pillow(name: str) -> None:
         expected = render_view([frame], VIEWS[name], NO_DRAW)[0, 0]
         given = Resample(VIEWS[name])(torch.from_numpy(frame.transpose(2, 0, 1).copy())).numpy()
         difference = np.abs(given.astype(int) - expected)
-        assert difference.max() <= 1
-        assert (difference > 0).mean() < (0.05 if height == 38 else 2e-3)
+        assert difference.max() <= 2  # both passes tip
+        assert (difference > 0).mean() < (0.05 if height == 38 else 0.01)
 
 
 def test_frames_of_any_size(tmp_path: Path, table: Path, make_video: MakeVideo) -> None:

@@ -22,6 +22,8 @@ from stillmotion.predict import Predictor
 BATCH_SIZES = (1, 2, 5)
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-1}
 """Largest difference of a logit, as a share of the largest logit (if that is above 1); int8 answers by its accuracy."""
+RESIZED = 2
+"""Largest difference of a pixel that the graph resizes, of 255."""
 
 Logits = NDArray[np.float32]
 
@@ -176,5 +178,7 @@ def _geometry(differences: Sequence[NDArray[np.int16]]) -> tuple[dict[str, float
     """How far frames resized in the graph are from those that training saw, in levels of 255."""
     largest = max(int(np.abs(d).max()) for d in differences)
     share = float(np.mean(np.concatenate([(d != 0).ravel() for d in differences])))
-    beyond = f"as frames that it resizes differ by {largest} of 255 from those of training" if largest > 1 else None
+    beyond = (
+        f"as frames that it resizes differ by {largest} of 255 from those of training" if largest > RESIZED else None
+    )
     return {"largest_difference_of_255": largest, "share_that_differs": share}, beyond
