@@ -267,7 +267,7 @@ def test_test_labels_play_no_part(crops: tuple[Table, Table]) -> None:
 def test_mistakes_are_explained(moving: tuple[Table, Table]) -> None:
     train, test = moving
     with pytest.raises(
-        ValueError, match=r"^unknown baseline 'flow'; known: majority, alike:COLUMN\+COLUMN, crop_size,"
+        ValueError, match=r"^unknown baseline 'flow'; known: majority, alike:COLUMN\+COLUMN"
     ):
         run_baseline("flow", train, test, TASK)
     with pytest.raises(ValueError, match=r"^moving.csv: no samples of two classes to train on$"):
