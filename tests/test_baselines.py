@@ -266,9 +266,7 @@ def test_test_labels_play_no_part(crops: tuple[Table, Table]) -> None:
 
 def test_mistakes_are_explained(moving: tuple[Table, Table]) -> None:
     train, test = moving
-    with pytest.raises(
-        ValueError, match=r"^unknown baseline 'flow'; known: majority, alike:COLUMN\+COLUMN"
-    ):
+    with pytest.raises(ValueError, match=r"^unknown baseline 'flow'; known: majority, alike:COLUMN\+COLUMN"):
         run_baseline("flow", train, test, TASK)
     with pytest.raises(ValueError, match=r"^moving.csv: no samples of two classes to train on$"):
         run_baseline("crop_size", train.select(lambda s: "left" in s.name), test, TASK, workers=1)
