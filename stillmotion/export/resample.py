@@ -17,9 +17,9 @@ class Resample(nn.Module):
     Pillow resamples across, rounds to bytes, then down, and rounds again; so does this, with each pass as a product
     with the matrix of the filter's weights. Products are alike in every runtime, where antialiased resizing operators
     are not, and the crop comes for free: rows that are cropped away are not in the matrix. Values differ from Pillow's
-    where its weights, rounded to 22 bits, tip a rounding: by one of 255 (two, where both passes tip), in
-    under one of a hundred values, and in 3 of them where the size hardly changes. Pillow 13 goes down first where the height shrinks much more than the width
-    (twice, say); then a quarter of the values differ by one, and enlarged ones by up to 4.
+    where its weights, rounded to 22 bits, tip a rounding: by one of 255 (two, where both passes tip), in under one of a
+    hundred values, and in 3 of them where the size hardly changes. Pillow 13 goes down first where the height shrinks
+    much more than the width (twice, say); then a quarter of the values differ by one, and enlarged ones by up to 4.
 
     Args:
         view: Of colours or their differences, with one crop, bilinear or bicubic.
