@@ -178,7 +178,8 @@ def _geometry(differences: Sequence[NDArray[np.int16]]) -> tuple[dict[str, float
     """How far frames resized in the graph are from those that training saw, in levels of 255."""
     largest = max(int(np.abs(d).max()) for d in differences)
     share = float(np.mean(np.concatenate([(d != 0).ravel() for d in differences])))
-    beyond = (
-        f"as frames that it resizes differ by {largest} of 255 from those of training" if largest > RESIZED else None
-    )
+    if largest > RESIZED:
+        beyond = f"as frames that it resizes differ by {largest} of 255 from those of training"
+    else:
+        beyond = None
     return {"largest_difference_of_255": largest, "share_that_differs": share}, beyond
