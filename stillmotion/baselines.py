@@ -112,7 +112,10 @@ def alike(work: Work) -> BaselineResult:
 
 def _of_alike(work: Work, columns: Sequence[str]) -> BaselineResult:
     """The guess for each test sample from the training samples that are equal in the columns; if none is, from all."""
-    keys = np.array([hash(values_of(s, columns)) for s in work.train])
+    places: dict[tuple[str | None, ...], list[int]] = {}
+    for place, sample in enumerate(work.train):
+        places.setdefault(values_of(sample, columns), []).append(place)
+    tested = [values_of(sample, columns) for sample in work.test]
     logits: list[Floats] = []
     for _, part in work.task.parts:
         targets = part.encode_all(work.train)
@@ -120,8 +123,9 @@ def _of_alike(work: Work, columns: Sequence[str]) -> BaselineResult:
         if not known.any():
             raise TableError(f"{work.train.source}: no training sample has a value in column `{part.target}`")
         everything = _most_frequent(targets[known], part)
-        rows = {key: _most_frequent(targets[known & (keys == key)], part) for key in set(keys[known].tolist())}
-        logits.append(np.stack([rows.get(hash(values_of(s, columns)), everything) for s in work.test]))
+        equal = {key: targets[chosen][known[chosen]] for key, chosen in places.items()}
+        rows = {key: _most_frequent(values, part) for key, values in equal.items() if len(values)}
+        logits.append(np.stack([rows.get(key, everything) for key in tested]))
     cost: Cost = {"params": 0, "gmacs": 0.0, "ms_per_video": 0.0, "frames": 0}
     return BaselineResult(
         ids=[s.id for s in work.test],

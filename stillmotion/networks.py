@@ -101,19 +101,28 @@ def _load_exported(
 
 def _load_run(model: str, device: str, view: Mapping[str, Any], threads: int | None) -> tuple[Network, dict[str, Any]]:
     """A run folder: the network in torch."""
-    import torch
-
     from stillmotion.models.pretrained import load_pretrained
 
     encoder, task, _ = load_pretrained(model, view=view)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: no CUDA device here; use auto or cpu")
-    where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if threads:
-        torch.set_num_threads(threads)
+    where = set_up_torch(device, threads)
     views = {name: seen.to_dict() for name, seen in encoder.views.items()}
     facts = {"task": task.to_dict(), "views": views, "short_side": encoder.short_side, "preprocess": False}
     return TorchNetwork(encoder.eval().to(where), where), facts
+
+
+def set_up_torch(device: str, threads: int | None) -> str:
+    """Where torch computes, cpu or cuda, with so many threads.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda: no CUDA device here; use auto or cpu")
+    if threads:
+        torch.set_num_threads(threads)
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class TorchNetwork:

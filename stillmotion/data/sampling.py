@@ -63,6 +63,15 @@ def frame_indices(
     return _pairs(first, view, num_frames) - outside
 
 
+def spread_evenly(total: int, count: int) -> NDArray[np.int64]:
+    """Up to `count` different numbers below `total`, from the first to the last.
+
+    >>> spread_evenly(10, 4).tolist(), spread_evenly(2, 4).tolist(), spread_evenly(0, 4).tolist()
+    ([0, 3, 6, 9], [0, 1], [])
+    """
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
+
+
 def _pairs(first: NDArray[np.int64], view: View, n: int) -> NDArray[np.int64]:
     """First frames (N, T) of fields of flow -> both frames of each (N, 2T)."""
     second = np.minimum(first + (view.flow.step if view.stride else 0), n - 1)

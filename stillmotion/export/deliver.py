@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -110,7 +110,7 @@ def export(
         try:
             network = Network(encoder, preprocess=preprocess, dynamic_frames=dynamic_frames).eval()
             if precision == "int8":
-                settings = Settings(**{**vars(settings), "calibration": frames.calibration(calibration_samples, facts)})
+                settings = replace(settings, calibration=frames.calibration(calibration_samples, facts))
             kind.backend.write(staged, network, facts, settings)
         except ValueError as error:
             raise ValueError(f"{run}: not exported; {error}") from error

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from stillmotion.data.flow import RAFT
+from stillmotion.data.sampling import spread_evenly
 from stillmotion.data.table import Sample, Table, read_table
 from stillmotion.export.formats import Arrays
 from stillmotion.models.encoder import Encoder
@@ -109,5 +110,4 @@ def rows_of(inputs: Inputs, joins_moments: bool) -> Arrays:
 def _spread(table: Table, count: int | None) -> Table:
     if count is None or count >= len(table):
         return table
-    rows = np.unique(np.linspace(0, len(table) - 1, count).round().astype(int))
-    return replace(table, samples=tuple(table.samples[row] for row in rows))
+    return replace(table, samples=tuple(table.samples[row] for row in spread_evenly(len(table), count)))

@@ -33,16 +33,14 @@ def load(path: Path, device: str, threads: int | None) -> tuple[Run, str | None]
         raise ValueError("needs torch; pip install 'stillmotion[train]', or export it as .onnx") from None
     from torch.export.passes import move_to_device_pass
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: no CUDA device here; use auto or cpu")
-    where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    from stillmotion.networks import set_up_torch
+
+    where = set_up_torch(device, threads)
     extra = {FACTS: ""}
     try:
         program = torch.export.load(path, extra_files=extra)
     except Exception as error:  # zip, pickle and torch's own errors
         raise ValueError(f"not a model that torch.export saved ({' '.join(str(error).split())[:120]})") from None
-    if threads:
-        torch.set_num_threads(threads)
     module = (move_to_device_pass(program, where) if where != "cpu" else program).module()
     facts = extra[FACTS] or None
     names = json.loads(facts)["inputs"] if facts else []

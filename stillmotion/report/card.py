@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 
-from stillmotion.report.subject import Missing, Subject, read_subject
+from stillmotion.report.subject import Missing, Subject, one_line, read_subject
 from stillmotion.results import format_cost, format_metric, head_of, is_accuracy, paired_bootstrap, write_atomic
 from stillmotion.tasks import Classes
 from stillmotion.view import View
@@ -31,8 +31,7 @@ def write_card(folder: str | Path) -> Path | None:
     try:
         write_atomic(target, model_card(folder))
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"warning: {folder}: no model card: {reason}", file=sys.stderr)
+        print(f"warning: {folder}: no model card: {one_line(error)}", file=sys.stderr)
         return None
     return target
 

@@ -28,12 +28,17 @@ def confusion(subject: Subject) -> Markup | None:
         return None
     first = [n for n in found if n.partition(".")[0] in subject.roles.values()] or list(found)[:3]
     shown = [_matrix(name, found[name]) for name in found if name in first]
-    body = Markup('<div class="confusions">') + Markup("").join(shown) + Markup("</div>")
     rest = [_matrix(name, found[name]) for name in found if name not in first]
-    if rest:
-        inner = Markup('<div class="confusions">') + Markup("").join(rest) + Markup("</div>")
-        body += piece("more", summary="Further rows", body=inner)
-    return body
+    return _beside(shown) + (piece("more", summary="Further rows", body=_beside(rest)) if rest else "")
+
+
+def _beside(matrices: Sequence[Markup]) -> Markup:
+    return Markup('<div class="confusions">') + Markup("").join(matrices) + Markup("</div>")
+
+
+def _ends(items: list[Any]) -> list[Any]:
+    """All of a few, or the first and the last ones."""
+    return items if len(items) <= MOST_BARS else [*items[: MOST_BARS // 2], *items[-MOST_BARS // 2 :]]
 
 
 def _matrices(subject: Subject) -> dict[str, Mapping[str, Any]]:
@@ -102,7 +107,7 @@ def by_class(subject: Subject) -> Markup | None:
 
 def _gains(subject: Subject, names: list[str], plain: Mapping[str, float], student: Mapping[str, float]) -> Markup:
     gains = sorted(((student[c] - plain[c], c) for c in names), reverse=True)
-    kept = gains if len(gains) <= MOST_BARS else [*gains[: MOST_BARS // 2], *gains[-MOST_BARS // 2 :]]
+    kept = _ends(gains)
     reach = max(max(abs(g) for g, _ in gains), 1e-9)
     rows = []
     for gain, name in kept:
@@ -127,7 +132,7 @@ def _accuracies(subject: Subject) -> Markup | None:
         known = sorted(((float(r[column]), r) for r in lines if r.get(column)), key=lambda x: -x[0])
         if not known:
             continue
-        kept = known if len(known) <= MOST_BARS else [*known[: MOST_BARS // 2], *known[-MOST_BARS // 2 :]]
+        kept = _ends(known)
         rows = [{"name": r["class"], "zero": 0.0, "low": None, "high": None, "kind": "plain", "start": 0.0,
                  "width": 100 * v, "text": f"{100 * v:.1f} % of {r['samples']}"} for v, r in kept]  # fmt: skip
         suffix = path.stem.removeprefix("per_class").removeprefix(".")

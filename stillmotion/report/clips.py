@@ -1,7 +1,7 @@
 """Samples as a report shows them: what a network sees of one, its film strip, its motion."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stillmotion.data.flow import Vectors, grey_frames, optical_flow
 from stillmotion.data.flow_store import FlowStore
+from stillmotion.data.sampling import spread_evenly
 from stillmotion.data.source import FrameSource, show
 from stillmotion.data.table import Sample
 from stillmotion.models.encoder import Encoder
@@ -68,9 +69,7 @@ class Shelf:
 
     def film(self, sample: Sample) -> Frames:
         """Some frames of the whole sample, (T, H, W, 3), in the order of time."""
-        number = self.source.extent(sample).num_frames
-        chosen = np.unique(np.linspace(0, number - 1, MOST_STRIP).round().astype(np.int64))
-        return self.source.read(sample, chosen)
+        return self.source.read(sample, spread_evenly(self.source.extent(sample).num_frames, MOST_STRIP))
 
     def motion(self, sample: Sample, view: View) -> Vectors:
         """Mean speed of every pixel, in its main direction, in the steps that follow the first moment; (H, W, 2).
@@ -109,6 +108,13 @@ def nearest_frame(shelf: Shelf, sample: Sample, view: View, frame: int) -> tuple
 def first_frame(shelf: Shelf, sample: Sample, view: View) -> int:
     """The frame of the sample that a view's first moment shows first."""
     return int(shelf.source.extent(sample).frames_of(visible(view), NO_DRAW)[0, 0])
+
+
+@torch.inference_mode()
+def outputs_of(encoder: Encoder, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a network gives for one sample, of `Shelf.inputs`; a batch of one."""
+    device = next(encoder.parameters()).device
+    return encoder.from_batch({f"student/{name}": x[None].to(device) for name, x in inputs.items()}, "student")
 
 
 def labels(samples: Sequence[Sample], column: str) -> list[str]:

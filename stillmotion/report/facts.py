@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from stillmotion.data.sampling import spread_evenly
 from stillmotion.data.table import Sample, split_labels
 from stillmotion.report.clips import Clock
 from stillmotion.report.html import Cell, facts, piece, table
-from stillmotion.report.subject import Missing, Subject, _read_json
-from stillmotion.run import flatten
+from stillmotion.report.subject import Missing, Subject
+from stillmotion.run import Run, flatten
 from stillmotion.tasks import Classes, MultiLabel
 
 MOST_CLASSES = 40
@@ -68,7 +69,7 @@ def _lengths(subject: Subject) -> Markup:
         return piece("text", lines=[f"Lengths: `stillmotion report {subject.folder}` adds them."])
     source, clock = subject.frames(), Clock(subject.limits.seconds / 2)
     samples = list(subject.table)
-    chosen = np.unique(np.linspace(0, len(samples) - 1, min(MOST_OPENED, len(samples))).round().astype(int)).tolist()
+    chosen = spread_evenly(len(samples), MOST_OPENED).tolist()
     frames, seconds, unread = [], [], 0
     for place in np.random.default_rng(0).permutation(chosen).tolist():
         if clock.out:
@@ -142,9 +143,9 @@ def shown(value: Any) -> str:
 def environment(subject: Subject) -> Markup:
     """Machine, versions and commit of the training (of a comparison: of its first run)."""
     places = [subject.folder, *subject.runs.values()]
-    path = next((p / "environment.json" for p in places if (p / "environment.json").is_file()), None)
-    if path is None:
+    place = next((p for p in places if (p / "environment.json").is_file()), None)
+    if place is None:
         raise Missing("no run's environment.json is here")
-    found = _read_json(path)
+    found = Run(place).read_json("environment.json")
     versions = {k: v for k, v in found.pop("versions", {}).items() if v}
     return facts([(k, shown(v)) for k, v in {**found, **versions}.items()])

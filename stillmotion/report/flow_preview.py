@@ -11,6 +11,7 @@ from torchvision.utils import flow_to_image
 from stillmotion.data.flow import Vectors
 from stillmotion.data.flow_files import path_of
 from stillmotion.data.flow_store import CHUNK, FlowStore
+from stillmotion.data.sampling import spread_evenly
 from stillmotion.data.source import Videos
 from stillmotion.data.table import Sample, read_table
 from stillmotion.overlay import VideoWriter
@@ -33,7 +34,7 @@ def write_previews(folder: str | Path, table: str | Path, count: int, *, root: s
     """
     store = FlowStore(folder)
     there = [sample for sample in read_table(table, root=root) if store.has(sample)]
-    chosen = np.unique(np.linspace(0, len(there) - 1, min(count, len(there))).round().astype(int))
+    chosen = spread_evenly(len(there), count)
     return [_write(store, there[number]) for number in chosen.tolist()]
 
 

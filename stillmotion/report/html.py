@@ -16,6 +16,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from stillmotion.data.sampling import spread_evenly
 from stillmotion.report.plots import COLOURS
 
 MOST_STRIP = 6
@@ -76,7 +77,7 @@ def picture(pixels: NDArray[np.uint8], alt: str) -> Markup:
 
 def strip(frames: NDArray[np.uint8], alt: str, *, most: int = MOST_STRIP) -> Markup:
     """Frames (T, H, W, 3) side by side as one image; of many, some that are spread evenly."""
-    places = np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int))
+    places = spread_evenly(len(frames), most)
     height, width = frames.shape[1:3]
     size = (max(1, round(width * STRIP_HEIGHT / height)), STRIP_HEIGHT)
     small = [np.asarray(Image.fromarray(frames[i]).resize(size, Image.Resampling.BILINEAR)) for i in places]

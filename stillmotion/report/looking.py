@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stillmotion.data.table import Sample
 from stillmotion.models.encoder import Encoder
-from stillmotion.report.clips import Clock, Shelf, first_frame, nearest_frame, shown_view, visible
+from stillmotion.report.clips import Clock, Shelf, first_frame, nearest_frame, outputs_of, shown_view, visible
 from stillmotion.report.flow_preview import flow_colours
 from stillmotion.report.gradcam import blend, grad_cam, to_bytes
 from stillmotion.report.html import Cell, picture, piece, strip, table
@@ -126,10 +126,7 @@ def true_output(task: Task, sample: Sample) -> int | None:
 
 def answer(encoder: Encoder, inputs: dict[str, Any], task: Task) -> str:
     """What a network says of a sample."""
-    device = next(encoder.parameters()).device
-    batch = {f"student/{name}": x[None].to(device) for name, x in inputs.items()}
-    with torch.inference_mode():
-        logits = encoder.from_batch(batch, "student")["logits"][0].float().cpu().numpy()
+    logits = outputs_of(encoder, inputs)["logits"][0].float().cpu().numpy()
     said = task.answers(logits, top=1)[0]
     return said.text if said.probability is None else f"{said.text} {100 * said.probability:.0f} %"
 

@@ -3,14 +3,13 @@
 from typing import Any
 
 import numpy as np
-import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from stillmotion.data.table import Sample
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.pretrained import read_config
-from stillmotion.report.clips import Clock, Shelf, labels
+from stillmotion.report.clips import Clock, Shelf, labels, outputs_of
 from stillmotion.report.html import piece, strip
 from stillmotion.report.subject import Missing, Subject, spread
 
@@ -65,10 +64,7 @@ def _guesses(subject: Subject) -> bool:
 
 def _feature(shelf: Shelf, sample: Sample, encoder: Encoder, fields: Any) -> Array:
     """The first of some outputs that a network has for a sample, mean over its moments, (D,)."""
-    device = next(encoder.parameters()).device
-    batch = {f"student/{name}": x[None].to(device) for name, x in shelf.inputs(sample, encoder).items()}
-    with torch.inference_mode():
-        outputs = encoder.from_batch(batch, "student")
+    outputs = outputs_of(encoder, shelf.inputs(sample, encoder))
     found = next(outputs[name] for name in fields if name in outputs)[0].float()
     return np.asarray((found.mean(0) if found.ndim > 1 else found).cpu().numpy(), np.float32)
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from stillmotion.report import classes, errors, facts, looking, neighbours, numbers
 from stillmotion.report.html import page
-from stillmotion.report.subject import Limits, Missing, Role, Subject, read_subject
+from stillmotion.report.subject import Limits, Missing, Role, Subject, one_line, read_subject
 from stillmotion.results import COST_HEADS, Row, format_cost, format_metric, head_of, write_atomic
 
 FILE = "report.html"
@@ -76,7 +76,7 @@ def write_report(
             missing.append({"title": title, "reason": markdown_code(str(gap))})
             continue
         except Exception as error:  # one part never costs the others
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             print(f"warning: {subject.folder}: report without {title!r}: {reason}", file=sys.stderr)
             missing.append({"title": title, "reason": reason})
             continue
@@ -94,8 +94,7 @@ def report_safely(folder: str | Path, limits: Limits | None = None) -> None:
     try:
         write_report(folder, limits=limits)
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"warning: {folder}: no report: {reason}", file=sys.stderr)
+        print(f"warning: {folder}: no report: {one_line(error)}", file=sys.stderr)
 
 
 def markdown_code(text: str) -> Markup:

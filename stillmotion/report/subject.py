@@ -1,6 +1,5 @@
 """What a report is about: a training, an evaluation or a comparison, read back from its folder."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from stillmotion.data.table import Sample, Table, TableError, read_table
 from stillmotion.predictions import FILE
 from stillmotion.report.said import Said, read_arrays, read_said
 from stillmotion.results import Row, read_results
+from stillmotion.run import Run
 from stillmotion.tasks import Task, metrics_of, task_from_dict
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Subject:
         """
         found = self.results.get("task")
         if found is None and self.kind == "training":
-            found = _read_json(self.folder / "config.json").get("task")
+            found = Run(self.folder).read_json("config.json").get("task")
         if found is None:
             raise Missing("what the networks tell is not noted here; the command that wrote this folder adds it")
         return task_from_dict(found)
@@ -258,12 +258,12 @@ def read_subject(
     rows = read_results(folder)
     if not rows:
         raise ValueError(f"{folder / 'results.json'}: has no rows, so there is nothing to report")
-    results = _read_json(folder / "results.json")
+    results = Run(folder).read_json("results.json")
     settings = results.get("settings", {})
     if "rows" in settings:
         kind: Kind = "comparison"
     elif (folder / "settings.json").is_file():
-        kind, settings = "training", _read_json(folder / "settings.json")
+        kind, settings = "training", Run(folder).settings
     else:
         kind = "evaluation"
     subject = Subject(folder, kind, results, rows, settings, dict(chosen or {}), table, root, limits)
@@ -274,16 +274,15 @@ def read_subject(
     return subject
 
 
+def one_line(error: Exception) -> str:
+    """What went wrong, for a warning."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _is_run(path: str | Path) -> bool:
     from stillmotion.models.pretrained import is_run
 
     return is_run(path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    data = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(data, dict)
-    return data
 
 
 def _roles(rows: Mapping[str, Any]) -> dict[Role, str]:
