@@ -846,6 +846,7 @@ def render_scenes(
     seed: int = 0,
     size: tuple[int, int] = (128, 96),
     num_frames: int = 24,
+    variety: float = 0.0,
     workers: int = 2,
 ) -> int:
     """Renders videos of twelve moving scenes (waves, fire, snow, traffic, ...), laid out as YUP++, with a table.
@@ -860,6 +861,8 @@ def render_scenes(
         seed: Decides everything.
         size: Width and height in pixels, both even.
         num_frames: Frames of a video, 12 a second.
+        variety: 0: whole scenes in their own colours, which a single frame tells apart; up to 1: close-ups of any part,
+            in any light, with shifted or faded colours.
         workers: Processes that draw.
     """
     from stillmotion.data.render.scenes import render_scenes as run_render
@@ -872,6 +875,7 @@ def render_scenes(
         seed=seed,
         size=size,
         num_frames=num_frames,
+        variety=variety,
         workers=workers,
         progress=True,
     )

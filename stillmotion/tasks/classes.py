@@ -42,7 +42,8 @@ class Classes(Task):
         names = cls.names(table.classes(target))
         if len(names) < 2:
             one = f"the one class {names[0]!r}" if names else "no class"
-            raise TableError(f"{table.source}: column {target!r} has {one}; a classifier needs two")
+            remedy = "label samples of another one, or leave the column out of the targets"
+            raise TableError(f"{table.source}: column {target!r} has {one}; a classifier needs two: {remedy}")
         return cls(names, target)
 
     @staticmethod

@@ -8,7 +8,7 @@ import pytest
 
 from stillmotion.__main__ import main
 from stillmotion.data.decode import read_frames
-from stillmotion.data.render.scenes import SCENES, Scene, draw_scene, plan_scenes, render_scenes
+from stillmotion.data.render.scenes import CLOSEST, SCENES, Look, Scene, draw_scene, plan_scenes, render_scenes
 from stillmotion.data.sets import SETS
 from stillmotion.data.sets.yup_plus_plus import CLASSES
 from stillmotion.data.table import read_table
@@ -67,11 +67,34 @@ def test_every_video_has_its_own_look() -> None:
     assert np.abs(one - other).mean() > 5
 
 
+def test_without_variety_a_scene_is_shown_as_it_is() -> None:
+    look = Look.draw(Scene("ocean", "static", 1), 0.0)
+    assert (look.share, look.colour, look.gains, look.gamma) == (1, 1, (1, 1, 1), 1)
+    image = np.random.default_rng(0).uniform(0, 255, (4, 5, 3)).astype(np.float32)
+    np.testing.assert_allclose(look.grade(image), image, rtol=1e-4)
+
+
+def test_with_variety_there_are_close_ups_and_other_colours() -> None:
+    looks = [Look.draw(scene, 1.0) for scene in plan_scenes(5, 0)]
+    shares = np.array([look.share for look in looks])
+    assert CLOSEST <= shares.min() < CLOSEST + 0.05
+    assert 0.95 < shares.max() <= 1
+    grey = Look(share=1, corner=(0, 0), colour=0, gains=(1, 0.5, 1), gamma=2)
+    # 0.299 * 100 + 0.587 * 50 = 59.25 in all channels; half of it in green; then squared as a share of 255.
+    by_hand = [59.25**2 / 255, 29.625**2 / 255, 59.25**2 / 255]
+    np.testing.assert_allclose(grey.grade(np.array([[[100, 50, 0]]], np.float32))[0, 0], by_hand, rtol=1e-4)
+    scene = Scene("windmill_farm", "static", 4)
+    assert Look.draw(scene, 1.0).share < 0.9
+    whole, close = (draw_scene(scene, size=SMALL, num_frames=2, variety=v) for v in (0.0, 1.0))
+    assert whole.shape == close.shape == (2, 24, 32, 3)
+
+
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option, value, message in (
         ("--num_videos", "1", "give at least 2 videos"),
         ("--num_frames", "0", "and 1 frame"),
         ("--train_share", "1.0", "give a share between 0 and 1"),
+        ("--variety", "2", "variety=2.0: give a number from 0 to 1"),
         ("--size", "[33, 24]", "size=33x24: give two even numbers"),
     ):
         assert main(["render", "scenes", "--output", str(tmp_path / "o"), option, value]) == 2
