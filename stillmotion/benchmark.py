@@ -164,9 +164,9 @@ def _peak_mib(run: Callable[[], None], device: str) -> float | None:
     """Most memory that a run holds beyond what was held before it; Linux or CUDA."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
     try:
         RESET_PEAK.write_text("5")  # Linux: the peak starts again from what is held now
     except OSError:

@@ -158,7 +158,7 @@ def cost_card(
     samples = _samples(videos, root, split, max_samples)
     settings = [Setting(model=m, view=dict(view or {}), device=device, threads=threads, clock=clock) for m in models]
     with _opened(settings) as entries:
-        _check_labels(entries, samples)
+        _check_labels(entries, Table(tuple(samples), ", ".join(videos)))
         broken = _run(entries, samples, rounds)
         rows = [row for row in range(len(samples)) if samples[row].id not in broken]
         names = _names([m.name for m in models])
@@ -226,12 +226,12 @@ def _opened(settings: Sequence[Setting]) -> Iterator[list[_Entry]]:
             process.end()
 
 
-def _check_labels(entries: Sequence[_Entry], samples: Sequence[Sample]) -> None:
+def _check_labels(entries: Sequence[_Entry], table: Table) -> None:
     """Refuses labels that a trained network does not know, before anything is timed."""
     for entry in entries:
         if entry.loaded.task is not None:
             try:
-                entry.loaded.task.check(Table(tuple(samples), "videos"))
+                entry.loaded.task.check(table)
             except ValueError as error:
                 raise ValueError(f"{entry.config.name}: {error}") from None
 

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -23,6 +24,7 @@ from stillmotion.networks import TorchNetwork
 from stillmotion.predictions import Predictions, collect, predict_table
 from stillmotion.protocols.pooling import TINY, Pooling
 from stillmotion.results import Row, make_row
+from stillmotion.stopwatch import Stopwatch
 from stillmotion.tasks import Targets, Task
 from stillmotion.view import NO_DRAW, View
 
@@ -139,7 +141,7 @@ def measure_cost(encoder: Encoder, table: Table, reading: Reading) -> dict[str, 
     rows = np.unique(np.linspace(0, len(table) - 1, TIMED + 1).astype(int)).tolist()
     for row in [rows[0], *(rows[1:] or rows)]:  # the first only warms up
         try:
-            trip, seen = travel(lambda watch, row=row: _see(dataset, row), network, table[row])
+            trip, seen = travel(partial(_see, dataset, row), network, table[row])
         except ValueError:
             continue
         times.append(1000.0 * trip.total)
@@ -149,8 +151,8 @@ def measure_cost(encoder: Encoder, table: Table, reading: Reading) -> dict[str, 
             "frames": median(frames) if frames else None}  # fmt: skip
 
 
-def _see(dataset: VideoDataset, row: int) -> Seen:
-    """As a loader reads a sample: from its video, or from stores.
+def _see(dataset: VideoDataset, row: int, watch: Stopwatch) -> Seen:
+    """As a loader reads a sample: from its video, or from stores. Only the time of all of it is asked for, not of parts.
 
     Raises:
         ValueError: It cannot be read.
