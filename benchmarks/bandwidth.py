@@ -5,7 +5,8 @@
 HalluciNet argues that a client which sends one frame in place of sixteen needs a sixteenth of the bandwidth. Measured
 on the frames around the middle of real clips: one JPEG; sixteen JPEGs; the sixteen frames as H.264, at the lowest
 quality that is no worse (PSNR) than that of the JPEGs; one frame as H.264 likewise; and the packets that the file
-itself has for the frame and for the sixteen, sent as they are. Each at the size that was filmed and at 112 lines.
+itself has, sent as they are: the nearest keyframe, those for the frame (the part of its group of pictures up to it),
+those for the sixteen. Each at the size that was filmed and at 112 lines.
 """
 
 import argparse
@@ -84,7 +85,8 @@ def measure(path: Path, quality: int) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: The file cannot be read, or is shorter than sixteen frames.
     """
-    num_frames = probe(path).num_frames
+    info = probe(path)
+    num_frames = info.num_frames
     first = (num_frames - NUM_FRAMES) // 2
     if first < 0:
         raise ValueError(f"{path}: {num_frames} frames; {NUM_FRAMES} are wanted")
@@ -101,7 +103,9 @@ def measure(path: Path, quality: int) -> dict[str, dict[str, float]]:
             "H.264 of 16": cheapest(frames, good),
             "H.264 of 1": cheapest(frames[NUM_FRAMES // 2 : NUM_FRAMES // 2 + 1], psnr(frames[8:9], [one[1]])),
         }
+    nearest = min(info.keyframes, key=lambda number: abs(number - int(wanted[NUM_FRAMES // 2])))
     found["as filmed"] |= {
+        "nearest keyframe": decoded_bytes(path, np.array([nearest])),
         "packets for 1": decoded_bytes(path, wanted[NUM_FRAMES // 2 : NUM_FRAMES // 2 + 1]),
         "packets for 16": decoded_bytes(path, wanted),
     }

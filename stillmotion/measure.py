@@ -152,7 +152,7 @@ def measure_cost(encoder: Encoder, table: Table, reading: Reading) -> dict[str, 
 
 
 def _see(dataset: VideoDataset, row: int, watch: Stopwatch) -> Seen:
-    """As a loader reads a sample: from its video, or from stores. Only the time of all of it is asked for, not of parts.
+    """As a loader reads a sample: from its video, or from stores. Only the time of all of it is wanted, not of parts.
 
     Raises:
         ValueError: It cannot be read.
