@@ -5,11 +5,12 @@
 `card`: a one-frame MobileNetV3-small (in torch, ONNX, INT8, and ONNX on the nearest keyframe) against resnext3d_101,
 r2plus1d_18 and two streams (ResNet-18 on a frame and on ten fields of DIS or TV-L1 flow). Random weights, which time
 does not depend on. `table1`: the paper's Table 1, measured here. Both are `stillmotion benchmark --videos` on networks
-that are made on the spot. Takes about five minutes on two idle cores, nearly all of it TV-L1; `--skip_tvl1` one.
+that are made on the spot. Takes minutes on two idle cores, most of them for TV-L1 (`--models` leaves it out).
 """
 
 import argparse
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,21 +45,36 @@ def two_stream(folder: Path, method: str) -> str:
     return save(folder, f"two_stream_{method}", "two_stream", connect="none", **streams)
 
 
-def make_models(folder: Path, clips: list[str], *, tvl1: bool) -> list[ModelConfig]:
-    """What is compared; the exported student comes first, and so is what the others are compared with."""
-    student = save(folder, "student", STUDENT, view={"size": 112})
-    keyframe = save(folder, "keyframe", STUDENT, view={"size": 112, "moment": "keyframe"})
+def builders(folder: Path, table: Path) -> dict[str, Callable[[], object]]:
+    """What is compared, by name; each makes its run folder or file. The others are compared with the first."""
+    keyframe = {"size": 112, "moment": "keyframe"}
+    files = {name: str(folder / name) for name in ("student.onnx", "student_int8.onnx", "student_keyframe.onnx")}
+    return {
+        "student.onnx": lambda: export(save(folder, "student", STUDENT, view={"size": 112}), files["student.onnx"]),
+        "student_int8.onnx": lambda: export(
+            save(folder, "student", STUDENT, view={"size": 112}),
+            files["student_int8.onnx"], precision="int8", table=str(table), max_drop=100.0,
+        ),
+        "student_keyframe.onnx": lambda: export(
+            save(folder, "keyframe", STUDENT, view=keyframe), files["student_keyframe.onnx"]
+        ),
+        "student": lambda: save(folder, "student", STUDENT, view={"size": 112}),
+        "resnext3d_101": lambda: save(folder, "resnext3d_101", "resnext3d_101"),
+        "r2plus1d_18": lambda: save(folder, "r2plus1d_18", "torchvision/r2plus1d_18"),
+        "two_stream_dis": lambda: two_stream(folder, "dis"),
+        "two_stream_tvl1": lambda: two_stream(folder, "tvl1"),
+    }  # fmt: skip
+
+
+NAMES = tuple(builders(Path(), Path()))
+
+
+def make_models(folder: Path, names: Sequence[str], clips: Sequence[str]) -> list[ModelConfig]:
+    """The networks that are asked for; INT8 is calibrated with frames of the clips."""
     table = folder / "clips.csv"
     write_atomic(table, csv_text(("path",), [(Path(clip).resolve(),) for clip in clips]))
-    exported = [
-        export(student, str(folder / "student.onnx")),
-        export(student, str(folder / "student_int8.onnx"), precision="int8", table=str(table), max_drop=100.0),
-        export(keyframe, str(folder / "student_keyframe.onnx")),
-    ]
-    teachers = [save(folder, name, model) for name, model in (
-        ("resnext3d_101", "resnext3d_101"), ("r2plus1d_18", "torchvision/r2plus1d_18"))]  # fmt: skip
-    streams = [two_stream(folder, method) for method in ("dis", *(["tvl1"] if tvl1 else []))]
-    return [ModelConfig(name=str(name)) for name in (*exported, student, *teachers, *streams)]
+    make = builders(folder, table)
+    return [ModelConfig(name=str(make[name]())) for name in names]
 
 
 def show(cells: Cells) -> None:
@@ -107,14 +123,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu on a machine that is busy")
     parser.add_argument("--clips", nargs="*", default=[*CLIPS], help="paths below the data folder")
-    parser.add_argument("--skip_tvl1", action="store_true")
+    parser.add_argument("--models", nargs="*", default=[*NAMES], choices=NAMES, help="of the card")
     parser.add_argument("--output", type=Path, help="also write JSON, CSV and picture there")
     args = parser.parse_args()
     clips = [str(args.data / clip) for clip in args.clips]
     settings = {"rounds": args.rounds, "threads": args.threads, "clock": args.clock}
     if "card" in args.parts:
         with tempfile.TemporaryDirectory() as folder:
-            card = cost_card(make_models(Path(folder), clips, tvl1=not args.skip_tvl1), clips, **settings)
+            card = cost_card(make_models(Path(folder), args.models, clips), clips, **settings)
         for cells in (time_rows(card), resource_rows(card), by_video(card)):
             show(cells)
         if args.output:

@@ -190,7 +190,7 @@ def timeline(path: str | Path) -> Timeline:
 def forget(path: str | Path) -> None:
     """Reads a video again as if for the first time in this process."""
     name = str(Path(path).absolute())
-    for key in [key for key in _known if key[0] == name]:
+    for key in [key for key in list(_known) if key[0] == name]:
         _known.pop(key, None)
 
 

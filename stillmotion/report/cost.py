@@ -133,34 +133,40 @@ def plot_card(card: "Card", png: str | Path) -> Path:
         if min(heights) > 0:
             axis.set_yscale("log")
             low, high = min(heights), max(heights)
-            axis.set_ylim(low / 2.5, high * 2.5)
+            axis.set_ylim(low / 4, high * 4)  # room for names above and below
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.minorticks_off()
     times = [m.total_ms for m in card.models]
-    for i, (x, y) in enumerate(zip(times, heights, strict=True)):
-        axis.plot(x, y, MARKERS[i % len(MARKERS)], ms=8, color=COLOURS[i % len(COLOURS)], alpha=0.9)
+    dots = list(zip(times, heights, strict=True))
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(dots))]
+    for i, (x, y) in enumerate(dots):
+        axis.plot(x, y, MARKERS[i % len(MARKERS)], ms=8, color=colours[i], alpha=0.9)
     log_axis(axis, times)
     axis.set_xlim(min(times) / 2, max(times) * 4)  # room for the names
-    _label(axis, [m.name for m in card.models], times, heights)
+    _label(axis, [m.name for m in card.models], colours, dots)
     axis.set_xlabel(f"{clock} a video, from file to prediction")
     count = f"{len(card.videos)} video{'s' if len(card.videos) != 1 else ''}"
     axis.set_title(f"{'Accuracy' if accurate else 'Size'} over time, {count}", **TITLE)
     return save_figure(figure, png)
 
 
-def _label(axis: "Axes", names: Sequence[str], times: Sequence[float], heights: Sequence[float]) -> None:
-    """Names beside their dots; those that would cover each other move up."""
+def _label(axis: "Axes", names: Sequence[str], colours: Sequence[str], dots: Sequence[tuple[float, float]]) -> None:
+    """Names beside their dots, in their colours; one that would cover a dot or another name moves up or down."""
     figure: Any = axis.figure
     figure.draw_without_rendering()
-    taken: list[tuple[float, float, float]] = []
-    for i in sorted(range(len(names)), key=lambda i: (heights[i], times[i])):
-        x, y = axis.transData.transform((times[i], heights[i]))
-        width, line = 6.0 * len(names[i]), 14.0
-        shift = 0.0
-        while any(abs(y + shift - b) < line and x < right and left < x + width for left, right, b in taken):
-            shift += line
-        taken.append((x, x + width, y + shift))
-        points = 72.0 / figure.dpi
-        axis.annotate(names[i], (times[i], heights[i]), (8, shift * points), textcoords="offset points", va="center",
-                      fontsize=8.5)  # fmt: skip
+    places = [tuple(axis.transData.transform(dot)) for dot in dots]
+    line, points = 15.0, 72.0 / figure.dpi
+    taken = [(x - 6.0, x + 6.0, y) for x, y in places]
+    for i in sorted(range(len(names)), key=lambda i: places[i]):
+        x, y = places[i][0] + 9.0, places[i][1]
+        right = x + 7.5 * len(names[i])
+        for step in (0, 1, -1, 2, -2, 3, -3, 4, -4, 5):
+            shift = step * line
+            if not any(abs(y + shift - b) < line and x < r and left < right for left, r, b in taken):
+                break
+        taken.append((x, right, y + shift))
+        axis.annotate(names[i], dots[i], (9.0 * points, shift * points), textcoords="offset points", va="center",
+                      fontsize=8.5, color=colours[i])  # fmt: skip
 
 
 def card_section(folder: Path) -> list[str]:
