@@ -4,11 +4,10 @@ Every network has a process of its own (`cost_worker.py`), in which nobody else'
 by video, round after round, so that a machine that slows down slows all of them; one computes while the others wait.
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, get_args
@@ -16,19 +15,16 @@ from typing import Any, get_args
 import numpy as np
 
 from stillmotion.config import ModelConfig
+from stillmotion.cost_facts import accuracy_of, kind_of, megabytes_of, size_of
 from stillmotion.cost_worker import Answered, Clock, Loaded, Refused, Setting, serve
 from stillmotion.data.packets import sample_bytes
 from stillmotion.data.pool import Apart, Failure
 from stillmotion.data.sampling import spread_evenly
 from stillmotion.data.table import Sample, Table
 from stillmotion.energy import Meter
-from stillmotion.export.deliver import report_path
-from stillmotion.export.formats import format_of
 from stillmotion.inputs import find_samples, is_live
 from stillmotion.journey import PARTS, Trip
-from stillmotion.networks import open_exported
 from stillmotion.progress import progress_bar
-from stillmotion.results import read_results
 from stillmotion.run import environment
 
 PERCENTILES = (50, 90, 99)
@@ -131,7 +127,6 @@ def cost_card(
     root: str | None = None,
     split: str | None = None,
     max_samples: int = 16,
-    view: Mapping[str, Any] | None = None,
     rounds: int = 5,
     threads: int = 1,
     device: str = "cpu",
@@ -140,12 +135,12 @@ def cost_card(
     """Measures networks on videos; the entry of `stillmotion benchmark --videos`.
 
     Args:
-        models: Run folders, exported files, or networks by name, which have random weights.
+        models: Run folders, exported files, or networks by name, which have random weights; their `view` has settings
+            that differ.
         videos: Files, folders, tables.
         root: Folder that a table's relative paths start from.
         split: Of a table.
         max_samples: Time so many videos at most, spread evenly.
-        view: Settings of `View` that differ, for all networks.
         rounds: Timed rounds, after one that warms up.
         threads: For computing on the CPU.
         device: cpu or cuda.
@@ -156,7 +151,7 @@ def cost_card(
     """
     _check(models, videos, max_samples, rounds, threads, device, clock)
     samples = _samples(videos, root, split, max_samples)
-    settings = [Setting(model=m, view=dict(view or {}), device=device, threads=threads, clock=clock) for m in models]
+    settings = [Setting(model=m, device=device, threads=threads, clock=clock) for m in models]
     with _opened(settings) as entries:
         _check_labels(entries, Table(tuple(samples), ", ".join(videos)))
         broken = _run(entries, samples, rounds)
@@ -292,12 +287,13 @@ def _costs(entry: _Entry, name: str, samples: Sequence[Sample], rows: Sequence[i
     memory = entry.ask("memory", None)  # before videos are read ahead
     seconds = entry.ask("stream", used)
     views = entry.loaded.views.values()
-    params, gmacs = _size(entry)
-    metric, accuracy, source = _accuracy(entry, samples, rows)
+    params, gmacs = size_of(entry.config, entry.loaded)
+    answers = [(samples[row], entry.trips[row][0]) for row in rows]
+    metric, accuracy, source = accuracy_of(entry.config.name, entry.loaded, answers)
     return Costs(
         name=name,
         model=entry.config.name,
-        kind=_kind(entry.config.name),
+        kind=kind_of(entry.config.name),
         ms=parts,
         total_ms=sum(parts.values()),
         percentiles=percentiles([1e3 * a.trip.total for row in rows for a in entry.trips[row]]),
@@ -308,7 +304,7 @@ def _costs(entry: _Entry, name: str, samples: Sequence[Sample], rows: Sequence[i
         joules=fmean(entry.joules) if entry.joules else None,
         params=params,
         gmacs=gmacs,
-        megabytes=_megabytes(entry.config.name, params),
+        megabytes=megabytes_of(entry.config.name, params),
         accuracy=accuracy,
         metric=metric,
         accuracy_on=source,
@@ -321,71 +317,6 @@ def _names(models: Sequence[str]) -> list[str]:
     short = [Path(m).name if Path(m).exists() else m for m in models]
     counts = Counter(short)
     return [model if counts[name] > 1 else name for model, name in zip(models, short, strict=True)]
-
-
-def _kind(model: str) -> str:
-    kind = format_of(model)
-    if kind is None:
-        return "torch"
-    precision = open_exported(model, device="cpu")[1]["precision"]
-    return f"{Path(model).suffix[1:]} {precision}"
-
-
-def _size(entry: _Entry) -> tuple[int | None, float | None]:
-    """Parameters and GMACs a video, of an exported file those of the network that it was made from."""
-    try:
-        from stillmotion.models.cost import count_video_cost
-        from stillmotion.models.factory import create_model, is_trained, load_model
-        from stillmotion.models.pretrained import load_pretrained
-    except ModuleNotFoundError:
-        return None, None
-    config = entry.config
-    if format_of(config.name) is not None:
-        encoder = create_model(**open_exported(config.name, device="cpu")[1]["model"])
-    elif is_trained(config.name):
-        encoder = load_pretrained(config.name, weights=False)[0]
-    else:
-        encoder = load_model(replace(config, weights="random"), num_classes=400)
-    encoder.views = entry.loaded.views
-    cost = count_video_cost(encoder)
-    return cost.params, cost.gmacs
-
-
-def _megabytes(model: str, params: int | None) -> float | None:
-    path, kind = Path(model), format_of(model)
-    if kind is not None:
-        return sum(path.with_suffix(s).stat().st_size for s in (kind.suffix, *kind.beside)) / 1e6
-    weights = path / "model.safetensors"
-    if weights.is_file():
-        return weights.stat().st_size / 1e6
-    return None if params is None else 4 * params / 1e6
-
-
-def _accuracy(
-    entry: _Entry, samples: Sequence[Sample], rows: Sequence[int]
-) -> tuple[str | None, float | None, str | None]:
-    """Metric, value and where it is from: the labels of these videos, or else what the training or export found."""
-    task = entry.loaded.task
-    if task is None:
-        return None, None, None
-    metric = task.metric_kinds[0]
-    labelled = [row for row in rows if task.has_label(samples[row])]
-    if labelled:
-        logits = np.stack([entry.trips[row][0].logits for row in labelled])
-        targets = task.encode_all(samples[row] for row in labelled)
-        return metric, task.metrics(logits, targets).get(metric), "videos"
-    known = _known_accuracy(Path(entry.config.name), metric)
-    return metric, known, None if known is None else "results"
-
-
-def _known_accuracy(model: Path, metric: str) -> float | None:
-    if format_of(model) is not None:
-        report = report_path(model)
-        found = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
-        return ((found.get("accuracy") or {}).get("file") or {}).get(metric)
-    if not (model / "results.json").is_file():
-        return None
-    return read_results(model)[0]["metrics"].get(metric, {"mean": None})["mean"]
 
 
 def _file_bytes(path: Path) -> int:

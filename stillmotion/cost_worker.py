@@ -1,8 +1,8 @@
 """One network of a cost card, in a process of its own: what it holds there is its memory and nobody else's."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -32,7 +32,6 @@ class Setting:
     """What runs here, and how; as in `cost_card`."""
 
     model: ModelConfig
-    view: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     threads: int = 1
     clock: Clock = "wall"
@@ -81,14 +80,14 @@ def open_predictor(setting: Setting) -> tuple[Predictor, bool]:
     Raises:
         ValueError: In one line: the model, and what is wrong with it.
     """
-    config, view = setting.model, {**setting.model.view, **setting.view}
+    config = setting.model
     if format_of(config.name) is not None or _is_trained(config.name):
-        found = Predictor.load(config.name, view=view, device=setting.device, threads=setting.threads)
+        found = Predictor.load(config.name, view=config.view, device=setting.device, threads=setting.threads)
         trained = True
     else:
         from stillmotion.models.factory import load_model
 
-        encoder = load_model(replace(config, view=view), num_classes=NUM_CLASSES).eval()
+        encoder = load_model(config, num_classes=NUM_CLASSES).eval()
         where = set_up_torch(setting.device, setting.threads)
         task = Classification(tuple(f"class {number}" for number in range(NUM_CLASSES)))
         found, trained = Predictor(TorchNetwork(encoder.to(where), where), task, encoder.views), False

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-START_SECONDS = 120.0
+START_SECONDS = 600.0
 """How long a new process may take to import what it needs."""
 
 

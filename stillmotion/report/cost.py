@@ -142,7 +142,7 @@ def plot_card(card: "Card", png: str | Path) -> Path:
     for i, (x, y) in enumerate(dots):
         axis.plot(x, y, MARKERS[i % len(MARKERS)], ms=8, color=colours[i], alpha=0.9)
     log_axis(axis, times)
-    axis.set_xlim(min(times) / 2, max(times) * 4)  # room for the names
+    axis.set_xlim(min(times) / 2, max(times) * 8)  # room for the names
     _label(axis, [m.name for m in card.models], colours, dots)
     axis.set_xlabel(f"{clock} a video, from file to prediction")
     count = f"{len(card.videos)} video{'s' if len(card.videos) != 1 else ''}"
