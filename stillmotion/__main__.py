@@ -41,7 +41,7 @@ COMMANDS: dict[str, Any] = {
 }  # fmt: skip
 # Commands with a list at the end of their positional arguments, and how many stand before it.
 LISTS = {"predict": 1, "benchmark": 0}
-MANY = ("--fuse", "--targets", "--data.targets")
+MANY = ("--fuse", "--targets", "--data.targets", "--videos")
 """Take all that follows up to the next option."""
 TRAINS = ("train", "compare", "extract")
 """Commands whose `--targets` is short for `--data.targets`."""
@@ -74,14 +74,14 @@ def _expand(arguments: Sequence[str]) -> list[str]:
         result = [*result[:command], *result[at : at + 2], *result[command:at], *result[at + 2 :]]
     if result[:2] == ["data", "fetch-list"] and len(result) > 2 and not result[2].startswith("-"):
         result.insert(2, "--name")
-    if result and result[0] in LISTS:
-        result = [result[0], *_join(result[1:], LISTS[result[0]])]
     for option in MANY:
         if option in result[:-1]:
             at = result.index(option) + 1
             end = next((i for i in range(at, len(result)) if result[i].startswith("-")), len(result))
             if not result[at].startswith("["):
                 result[at:end] = [json.dumps(result[at:end])]
+    if result and result[0] in LISTS:
+        result = [result[0], *_join(result[1:], LISTS[result[0]])]
     if result and result[0] in TRAINS:
         result = [a.replace("--targets", "--data.targets", 1) if a.startswith("--targets") else a for a in result]
     for i, argument in enumerate(result):

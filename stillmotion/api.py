@@ -5,6 +5,7 @@ Heavy imports wait inside the functions.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -728,34 +729,93 @@ def export(
 def benchmark(
     models: list[str],
     *,
+    videos: list[str] = [],
+    split: str | None = None,
+    max_samples: int = 16,
     batch_sizes: list[int] = [1, 8],
     train: bool = False,
     view: dict[str, Any] = {},
     rounds: int = 5,
     threads: int = 1,
     device: Literal["cpu", "cuda"] = "cpu",
+    clock: Literal["wall", "cpu"] = "wall",
     output: str | None = None,
+    root: str | None = None,
 ) -> int:
-    """Measures networks side by side: parameters, GMACs, milliseconds, memory; teacher beside student.
+    """Measures networks side by side: teacher beside student, alone or, with --videos, from file to prediction.
+
+    Without --videos: parameters, GMACs, milliseconds and memory of the networks on random frames.
+
+    With --videos the cost card: all networks on the same videos, each in a process of its own, in turn. Milliseconds of
+    decoding, flow, pre-processing and network, and percentiles of their sum, one video at a time; videos a second; peak
+    memory; frames, and compressed bytes that must be read for them; energy where the machine tells; accuracy on the
+    labels of the videos, or else that of the training or export. Videos that cannot be read are listed, and left out
+    for all networks (exit code 1).
 
     Args:
-        models: Names or run folders; the last column compares with the first.
-        batch_sizes: Clips a run.
-        train: Time a training step (forward and backward), not a prediction.
+        models: Names, run folders or, with --videos, exported files too; the last column compares with the first. JSON
+            text is read as settings of a network: `'{"name": "c3d", "view": {"size": 112}}'`.
+        videos: Files, folders or tables.
+        split: Of a table: time these samples (default: all).
+        max_samples: Time so many videos at most, spread evenly.
+        batch_sizes: Clips a run (without --videos).
+        train: Time a training step (forward and backward), not a prediction (without --videos).
         view: Settings of `View` that differ from the networks' own, for all of them.
         rounds: Timed runs; the median counts.
         threads: For computing on the CPU.
         device: Where they run.
-        output: JSON file to write as well.
+        clock: With --videos: `cpu` counts the seconds in which processors work for a network, over all its threads;
+            other work on the machine disturbs them less.
+        output: JSON file to write as well; with --videos also CSV and picture, and it may be a folder. In a run folder,
+            the run's model card shows them.
+        root: Folder that a table's relative paths start from.
     """
+    configs = [_model_config(model, view) for model in models]
+    if videos:
+        return _cost_card(configs, videos, output, root=root, split=split, max_samples=max_samples, rounds=rounds,
+                          threads=threads, device=device, clock=clock)  # fmt: skip
+    if split is not None or clock != "wall":
+        raise ValueError("split and clock belong to --videos; name the videos, or leave them out")
     from stillmotion.benchmark import benchmark as run_benchmark
     from stillmotion.benchmark import table_rows
 
-    configs = [ModelConfig(name=name, view=dict(view)) for name in models]
     measured = run_benchmark(configs, batch_sizes=batch_sizes, train=train, rounds=rounds, threads=threads,
                              device=device, output=output)  # fmt: skip
     _print_table(*table_rows(measured))
     return 0
+
+
+def _model_config(model: str, view: dict[str, Any]) -> ModelConfig:
+    """A network by its name, or by its settings as JSON text."""
+    import json
+
+    if not model.lstrip().startswith("{"):
+        return ModelConfig(name=model, view=dict(view))
+    try:
+        found = ModelConfig(**json.loads(model))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"model {model}: not the settings of a network ({error})") from None
+    return replace(found, view={**found.view, **view})
+
+
+def _cost_card(configs: list[ModelConfig], videos: list[str], output: str | None, **settings: Any) -> int:
+    import sys
+
+    from stillmotion.cost_card import cost_card
+    from stillmotion.report.card import write_card
+    from stillmotion.report.cost import card_path, resource_rows, time_rows, write_card_files
+
+    target = card_path(output) if output is not None else None
+    card = cost_card(configs, videos, **settings)
+    _print_table(*time_rows(card))
+    _print_table(*resource_rows(card))
+    for name, reason in (*card.broken.items(), *card.faults.items()):
+        print(f"{name}: {reason}", file=sys.stderr)
+    if target is not None:
+        print(write_card_files(card, target))
+        if (target.parent / "settings.json").is_file():
+            write_card(target.parent)
+    return 1 if card.broken or card.faults else 0
 
 
 def check(table: str, *, json: str | None = None, workers: int | None = None, root: str | None = None) -> int:

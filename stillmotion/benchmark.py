@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from stillmotion.config import ModelConfig
+from stillmotion.memory import resident_mib
 from stillmotion.models.cost import count_cost
 from stillmotion.models.encoder import Encoder, to_channels_last
 from stillmotion.models.factory import load_model
@@ -20,7 +21,6 @@ from stillmotion.models.pretrained import is_run, read_config
 from stillmotion.results import write_atomic
 from stillmotion.run import environment
 
-PEAK = Path("/proc/self/status")
 RESET_PEAK = Path("/proc/self/clear_refs")
 
 
@@ -164,22 +164,18 @@ def _peak_mib(run: Callable[[], None], device: str) -> float | None:
     """Most memory that a run holds beyond what was held before it; Linux or CUDA."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
     try:
         RESET_PEAK.write_text("5")  # Linux: the peak starts again from what is held now
-        before = _status_kib("VmRSS")
-        run()
-        return max(0, _status_kib("VmHWM") - before) / 1024
-    except (OSError, KeyError):
+    except OSError:
         run()
         return None
-
-
-def _status_kib(key: str) -> int:
-    lines = dict(line.split(":", 1) for line in PEAK.read_text().splitlines() if ":" in line)
-    return int(lines[key].split()[0])
+    before = resident_mib("now")
+    run()
+    peak = resident_mib("peak")
+    return None if before is None or peak is None else max(0.0, peak - before)
 
 
 def table_rows(measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -17,7 +17,7 @@ from stillmotion.data.table import Sample, Table
 from stillmotion.predictions import Predictions
 from stillmotion.results import COSTS, Row, make_row, write_atomic
 from stillmotion.tasks import Targets, Task
-from stillmotion.view import NO_DRAW, View
+from stillmotion.view import View
 
 if TYPE_CHECKING:
     from stillmotion.measure import Measured
@@ -206,35 +206,9 @@ def sizes_of(table: Table, ids: Sequence[str], views: Sequence[Mapping[str, View
 
 
 def _size(sample: Sample, views: Sequence[View]) -> float:
-    from stillmotion.data.source import Videos
+    from stillmotion.data.packets import sample_bytes
 
     try:
-        extent = Videos().extent(sample)
-        start, _ = sample.frame_range(extent.num_frames + sum(extent.around), extent.fps)
-        frames = np.unique(np.concatenate([extent.frames_of(view, NO_DRAW).ravel() for view in views])) + start
-        return float(decoded_bytes(sample.path, frames))
+        return float(sample_bytes(sample, views))
     except (ValueError, OSError, av.FFmpegError):
         return float("nan")
-
-
-def decoded_bytes(path: Path, frames: NDArray[np.int64]) -> int:
-    """Bytes of the packets that have to be decoded to see some frames: from the keyframe before each up to it.
-
-    Args:
-        path: A video, a still, or a folder of numbered images.
-        frames: Numbers of frames.
-    """
-    if path.is_dir():
-        from stillmotion.data.images import image_files
-
-        files = image_files(path)
-        return sum(files[i].stat().st_size for i in frames)
-    with av.open(str(path)) as container:
-        packets = [(p.pts, p.size, p.is_keyframe) for p in container.demux(container.streams.video[0]) if p.size]
-    times: Any = [pts for pts, _, _ in packets]
-    order = np.argsort(times, kind="stable") if None not in times else np.arange(len(packets))
-    starts = np.maximum.accumulate(np.where([key for _, _, key in packets], np.arange(len(packets)), 0))
-    needed = np.zeros(len(packets), bool)
-    for position in order[np.minimum(frames, len(packets) - 1)]:
-        needed[starts[position] : position + 1] = True
-    return int(np.array([size for _, size, _ in packets])[needed].sum())

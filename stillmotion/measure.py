@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -10,17 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillmotion.data.dataset import VideoDataset, collate
+from stillmotion.data.dataset import VideoDataset
 from stillmotion.data.flow import RAFT
 from stillmotion.data.loader import EpochBatches, make_loader
 from stillmotion.data.table import Table
+from stillmotion.journey import Seen, travel
 from stillmotion.methods.base import Method
 from stillmotion.metrics import feature_means, hallucination_r2
-from stillmotion.models.cost import count_cost
+from stillmotion.models.cost import count_video_cost
 from stillmotion.models.encoder import Encoder
+from stillmotion.networks import TorchNetwork
 from stillmotion.predictions import Predictions, collect, predict_table
 from stillmotion.protocols.pooling import TINY, Pooling
 from stillmotion.results import Row, make_row
+from stillmotion.stopwatch import Stopwatch
 from stillmotion.tasks import Targets, Task
 from stillmotion.view import NO_DRAW, View
 
@@ -128,37 +132,41 @@ def measure_cost(encoder: Encoder, table: Table, reading: Reading) -> dict[str, 
     Returns:
         `params`, `gmacs`, `ms_per_video`, `frames` (that are looked at; None, like the time, if none can be read).
     """
-    moments = 1 if encoder.joins_moments else max(view.num_shown for view in encoder.views.values())
-    counted = count_cost(encoder)
-    cost: dict[str, float | None] = {"params": counted.params, "gmacs": counted.gmacs * moments}
-    views = {f"student/{name}": view for name, view in encoder.views.items()}
+    counted = count_video_cost(encoder)
     # Flow is a part of the cost, and so computed here; only RAFT's is read where it is stored.
-    flow = reading.flow if any(view.flow.method in RAFT for view in views.values()) else None
-    dataset = VideoDataset(table, None, views, short_side=reading.short_side, packed=reading.packed, flow=flow)
-    encoder.to(reading.device).eval()
+    flow = reading.flow if any(view.flow.method in RAFT for view in encoder.views.values()) else None
+    dataset = VideoDataset(table, None, encoder.views, short_side=reading.short_side, packed=reading.packed, flow=flow)
+    network = TorchNetwork(encoder.to(reading.device).eval(), str(reading.device))
     times, frames = [], []
     rows = np.unique(np.linspace(0, len(table) - 1, TIMED + 1).astype(int)).tolist()
     for row in [rows[0], *(rows[1:] or rows)]:  # the first only warms up
-        start = time.perf_counter()
-        batch = collate([dataset[row]])
-        if len(batch["index"]):
-            _run(encoder, batch, reading.device)
-            times.append(1000.0 * (time.perf_counter() - start))
-            frames.append(_count_frames(dataset, row, encoder))
+        try:
+            trip, seen = travel(partial(_see, dataset, row), network, table[row])
+        except ValueError:
+            continue
+        times.append(1000.0 * trip.total)
+        frames.append(len(seen.frames))
     warm = times[1:] or times
-    return {**cost, "ms_per_video": median(warm) if warm else None, "frames": median(frames) if frames else None}
+    return {"params": counted.params, "gmacs": counted.gmacs, "ms_per_video": median(warm) if warm else None,
+            "frames": median(frames) if frames else None}  # fmt: skip
 
 
-@torch.inference_mode()
-def _run(encoder: Encoder, batch: dict[str, Any], device: torch.device | str) -> None:
-    moved = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
-    encoder.from_batch(moved, "student")["logits"].cpu()  # waits for the device
+def _see(dataset: VideoDataset, row: int, watch: Stopwatch) -> Seen:
+    """As a loader reads a sample: from its video, or from stores. Only the time of all of it is wanted, not of parts.
 
-
-def _count_frames(dataset: VideoDataset, row: int, encoder: Encoder) -> int:
+    Raises:
+        ValueError: It cannot be read.
+    """
+    began = time.perf_counter()
+    item = dataset[row]
+    if "error" in item:
+        raise ValueError(item["error"])
+    seconds = time.perf_counter() - began
+    inputs = {name: x.numpy() for name, x in item.items() if isinstance(x, Tensor)}
     extent = dataset.source.extent(dataset.table[row])
-    seen = [extent.frames_of(view, NO_DRAW).ravel() for view in encoder.views.values()]
-    return len(np.unique(np.concatenate(seen)))
+    views = [*dataset.frame_views.values(), *dataset.feature_views.values()]
+    shown = [extent.frames_of(view, NO_DRAW).ravel() for view in views]
+    return Seen(inputs, np.unique(np.concatenate(shown)), item.get("fault"), seconds)
 
 
 def distance(student: Predictions, teacher: Predictions, reference: Predictions | None, task: Task) -> dict[str, float]:

@@ -1,9 +1,12 @@
-"""How the C library hands out memory."""
+"""How the C library hands out memory, and how much of it a process holds."""
 
 import ctypes
 import os
 import sys
+from pathlib import Path
+from typing import Literal
 
+STATUS = Path("/proc/self/status")
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -24,3 +27,12 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def resident_mib(which: Literal["now", "peak"]) -> float | None:
+    """Memory that this process holds, or has held at most; None where the system does not tell (Linux does)."""
+    try:
+        lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
+        return int(lines["VmHWM" if which == "peak" else "VmRSS"].split()[0]) / 1024
+    except (OSError, KeyError):
+        return None

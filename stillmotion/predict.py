@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -24,47 +24,15 @@ from stillmotion.calibration import check_cascade, confidence
 from stillmotion.config import LiveConfig
 from stillmotion.data.decode import probe
 from stillmotion.data.picture import reduced_size
-from stillmotion.data.source import Extent, FrameSource, Videos, show
+from stillmotion.data.source import Videos
 from stillmotion.data.table import Sample
 from stillmotion.inputs import find_samples, is_live
+from stillmotion.journey import Seen, look
 from stillmotion.networks import Inputs, Network, load_network
 from stillmotion.prediction import Prediction, prediction_writer
+from stillmotion.stopwatch import Stopwatch
 from stillmotion.tasks import Task, task_from_dict
-from stillmotion.view import NO_DRAW, View
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the views see of a sample.
-
-    Args:
-        inputs: Frames (N, T, C, H, W) by view.
-        frames: Numbers of the different frames that were read, from the sample's first.
-        fault: What is wrong with a file that can be read in part only.
-        seconds: That reading took.
-    """
-
-    inputs: Inputs
-    frames: NDArray[np.int64]
-    fault: str | None
-    seconds: float
-
-
-class _Recorded:
-    """A frame source that notes which frames were read."""
-
-    def __init__(self, source: FrameSource) -> None:
-        self.source, self.frames = source, np.empty(0, np.int64)
-        self.fault: str | None = None
-
-    def extent(self, sample: Sample) -> Extent:
-        extent = self.source.extent(sample)
-        self.fault = extent.fault
-        return extent
-
-    def read(self, sample: Sample, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        self.frames = indices
-        return self.source.read(sample, indices)
+from stillmotion.view import View
 
 
 class Predictor:
@@ -198,16 +166,20 @@ class Predictor:
         unsure = self.reject is not None and bool(confidence(self.task, logits) < self.reject)
         return Prediction(name, labels, seconds, frames, answers=answers, unsure=unsure, **further)
 
-    def see(self, sample: Sample) -> Seen:
+    def see(self, sample: Sample, watch: Stopwatch | None = None) -> Seen:
         """Reads what the network looks at, as evaluation does: nothing is random, one decode serves all views.
+
+        Args:
+            sample: The sample.
+            watch: Learns how long the parts of it take.
 
         Raises:
             ValueError: In one line: the file, and what is wrong with it.
         """
-        began = time.perf_counter()
-        source = _Recorded(Videos(self.short_side))
-        inputs = show(source, sample, self._shown(sample), NO_DRAW)
-        return Seen(inputs, source.frames, source.fault, time.perf_counter() - began)
+        watch = watch or Stopwatch()
+        with watch.part("decode"):  # whole frames are as large as the video
+            views = self._shown(sample)
+        return look(Videos(self.short_side), sample, views, watch)
 
     def views_of(self, size: tuple[int, int]) -> dict[str, View]:
         """What is done to frames of this height and width before the network sees them."""

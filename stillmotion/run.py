@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -243,16 +244,21 @@ def fingerprint(name: str, weights: str | None) -> str | None:
 
 def environment() -> dict[str, Any]:
     """Versions, hardware, commit and time, for `environment.json`."""
-    import torch
+    gpus, threads = [], None
+    if find_spec("torch") is not None:  # the core install predicts without it
+        import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        gpus, threads = (
+            [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            torch.get_num_threads(),
+        )
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "gpus": gpus,
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),

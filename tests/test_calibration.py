@@ -13,7 +13,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from stillmotion.__main__ import main
 from stillmotion.calibration import calibrate, confidence, fit_temperature, reliability
-from stillmotion.cascade import Pair, Point, choose, decoded_bytes
+from stillmotion.cascade import Pair, Point, choose
+from stillmotion.data.packets import decoded_bytes
 from stillmotion.evaluate import evaluate
 from stillmotion.models.factory import create_model
 from stillmotion.models.pretrained import read_config, save_pretrained

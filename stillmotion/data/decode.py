@@ -27,7 +27,7 @@ from stillmotion.data.index import Index, build_index, packet_reader
 from stillmotion.data.picture import Painter, Turn, reduced_size
 from stillmotion.data.seek import NotAsIndexed, seek_frames
 
-__all__ = ["Timeline", "VideoError", "VideoInfo", "decode_frames", "probe", "read_frames", "timeline"]
+__all__ = ["Timeline", "VideoError", "VideoInfo", "decode_frames", "forget", "probe", "read_frames", "timeline"]
 
 NUM_REMEMBERED = 4096
 """Videos whose index a process keeps (24 bytes a frame)."""
@@ -185,6 +185,13 @@ def timeline(path: str | Path) -> Timeline:
             return Timeline(known.index.num_frames, known.fps, known.index.keyframes)
     info = probe(path)
     return Timeline(info.num_frames, info.fps, info.keyframes, info.fault)
+
+
+def forget(path: str | Path) -> None:
+    """Reads a video again as if for the first time in this process."""
+    name = str(Path(path).absolute())
+    for key in [key for key in list(_known) if key[0] == name]:
+        _known.pop(key, None)
 
 
 class _Sheet:

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-START_SECONDS = 120.0
+START_SECONDS = 600.0
 """How long a new process may take to import what it needs."""
 
 
@@ -67,14 +67,14 @@ class _Tender(threading.Thread, Generic[Item, Result]):
     ):
         super().__init__(daemon=True)
         self.function, self.items, self.todo, self.done, self.timeout = function, items, todo, done, timeout
-        self.process: _Process[Item, Result] | None = None
+        self.process: Apart[Item, Result] | None = None
         self.ended = False
 
     def run(self) -> None:
         try:
             while not self.ended:
                 position = self.todo.get_nowait()
-                self.process = self.process or _Process(self.function)
+                self.process = self.process or Apart(self.function)
                 result = self.process.call(self.items[position], self.timeout)
                 if isinstance(result, Failure):
                     self.process = None
@@ -90,8 +90,15 @@ class _Tender(threading.Thread, Generic[Item, Result]):
             self.process.end()
 
 
-class _Process(Generic[Item, Result]):
-    """A worker process and the line to it."""
+class Apart(Generic[Item, Result]):
+    """A process that shares nothing with this one, and the line to it.
+
+    Args:
+        function: Importable by name; what it remembers stays in that process.
+
+    Raises:
+        RuntimeError: It does not even start.
+    """
 
     def __init__(self, function: Callable[[Item], Result]):
         context = multiprocessing.get_context("spawn")
@@ -122,6 +129,7 @@ class _Process(Generic[Item, Result]):
         return failure
 
     def end(self) -> None:
+        """Ends the process."""
         self.process.kill()
         self.process.join()
 

@@ -13,6 +13,7 @@ from stillmotion.data.flow import Vectors
 from stillmotion.data.sampling import frame_indices
 from stillmotion.data.table import Sample
 from stillmotion.data.transforms import render_flow, render_view
+from stillmotion.stopwatch import Stopwatch
 from stillmotion.view import Draw, View
 
 
@@ -111,7 +112,12 @@ def damaged_frames(videos: Videos, sample: Sample, extent: Extent) -> frozenset[
 
 
 def show(
-    source: FrameSource, sample: Sample, views: Mapping[str, View], draw: Draw, flow: FlowSource | None = None
+    source: FrameSource,
+    sample: Sample,
+    views: Mapping[str, View],
+    draw: Draw,
+    flow: FlowSource | None = None,
+    watch: Stopwatch | None = None,
 ) -> dict[str, NDArray[np.uint8]]:
     """What the views see of a sample; its frames are read once for all of them.
 
@@ -121,6 +127,7 @@ def show(
         views: By name; frames and flow only, no stored features.
         draw: What is random, the same for all views.
         flow: Where the views of flow get it; None computes it from the frames.
+        watch: Learns how long reading (`decode`) and computing flow (`flow`) take.
 
     Returns:
         Frames (N, T, C, h, w) of every view.
@@ -132,41 +139,47 @@ def show(
         >>> show(Videos(), sample, {"frames": View(size=(112, 112))}, NO_DRAW)["frames"].shape  # doctest: +SKIP
         (1, 1, 3, 112, 112)
     """
+    watch = watch or Stopwatch()
     stored = {name for name, view in views.items() if flow is not None and view.kind == "flow"}
-    shown = _decoded(source, sample, {name: view for name, view in views.items() if name not in stored}, draw)
+    shown = _decoded(source, sample, {name: view for name, view in views.items() if name not in stored}, draw, watch)
     for name in stored:
         assert flow is not None
-        pairs = flow.extent(sample).frames_of(views[name], draw)
-        shown[name] = render_flow(flow.read(sample, pairs.reshape(-1, 2)), views[name], draw)
+        with watch.part("decode"):
+            pairs = flow.extent(sample).frames_of(views[name], draw)
+            fields = flow.read(sample, pairs.reshape(-1, 2))
+        shown[name] = render_flow(fields, views[name], draw)
     return shown
 
 
 def _decoded(
-    source: FrameSource, sample: Sample, views: Mapping[str, View], draw: Draw
+    source: FrameSource, sample: Sample, views: Mapping[str, View], draw: Draw, watch: Stopwatch
 ) -> dict[str, NDArray[np.uint8]]:
     if not views:
         return {}
-    extent = source.extent(sample)
+    with watch.part("decode"):
+        extent = source.extent(sample)
     # Damage, and packets that lied, show when frames are decoded; then other frames are known to be readable, and the
     # sample is these.
     try:
-        shown = _show(source, sample, views, draw, extent)
+        shown = _show(source, sample, views, draw, extent, watch)
     except ValueError:
         if (readable := source.extent(sample)) == extent:
             raise
     else:
         if (readable := source.extent(sample)) == extent:
             return shown
-    return _show(source, sample, views, draw, readable)
+    return _show(source, sample, views, draw, readable, watch)
 
 
 def _show(
-    source: FrameSource, sample: Sample, views: Mapping[str, View], draw: Draw, extent: Extent
+    source: FrameSource, sample: Sample, views: Mapping[str, View], draw: Draw, extent: Extent, watch: Stopwatch
 ) -> dict[str, NDArray[np.uint8]]:
     wanted = {name: extent.frames_of(view, draw).ravel() for name, view in views.items()}
     union = np.unique(np.concatenate(list(wanted.values())))
-    frames = list(source.read(sample, union))  # a frame that is seen twice is not copied, nor turned to grey twice
+    with watch.part("decode"):
+        read = source.read(sample, union)
+    frames = list(read)  # a frame that is seen twice is not copied, nor turned to grey twice
     return {
-        name: render_view([frames[place] for place in np.searchsorted(union, w)], views[name], draw)
+        name: render_view([frames[place] for place in np.searchsorted(union, w)], views[name], draw, watch)
         for name, w in wanted.items()
     }

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stillmotion.data.flow import Vectors, flow_of_pairs, to_bytes
+from stillmotion.stopwatch import Stopwatch
 from stillmotion.view import Draw, View
 
 Frames = NDArray[np.uint8]
@@ -30,7 +31,7 @@ FILTERS = {
 }
 
 
-def render_view(frames: Frames | Sequence[Frames], view: View, draw: Draw) -> Frames:
+def render_view(frames: Frames | Sequence[Frames], view: View, draw: Draw, watch: Stopwatch | None = None) -> Frames:
     """Frames of a sample as one view sees them.
 
     A view without a geometry of its own gets the draw's box, resampled once (antialiased) to `view.size`, and the
@@ -42,6 +43,7 @@ def render_view(frames: Frames | Sequence[Frames], view: View, draw: Draw) -> Fr
         frames: N * T of (H, W, 3), RGB, moment by moment; for flow N * 2T, pair by pair.
         view: What is asked for.
         draw: Box, flip and, for `interpolation="random"`, the filters.
+        watch: Learns how long flow takes (`flow`).
 
     Returns:
         (N, T, C, h, w), contiguous; N is moment by moment, crop by crop. C is 3, and 2 for flow.
@@ -51,7 +53,9 @@ def render_view(frames: Frames | Sequence[Frames], view: View, draw: Draw) -> Fr
     """
     if view.kind == "flow":
         assert len(frames) == 2 * view.num_moments * view.num_frames
-        return render_flow(flow_of_pairs(frames, view.flow), view, draw)
+        with (watch or Stopwatch()).part("flow"):
+            fields = flow_of_pairs(frames, view.flow)
+        return render_flow(fields, view, draw)
     assert view.kind in ("rgb", "difference")
     assert len(frames) == view.num_moments * view.num_frames
     names = [str(view.interpolation)] * len(frames)

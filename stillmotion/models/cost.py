@@ -46,3 +46,10 @@ def count_cost(encoder: Encoder) -> Cost:
         for module, training in modes:
             module.training = training
     return Cost(params, counter.get_total_flops() / 2e9)  # two operations are one multiply-accumulate
+
+
+def count_video_cost(encoder: Encoder) -> Cost:
+    """As `count_cost`, for all moments and crops of a video, joined by the network or averaged behind it."""
+    moments = 1 if encoder.joins_moments else max(view.num_shown for view in encoder.views.values())
+    counted = count_cost(encoder)
+    return Cost(counted.params, counted.gmacs * moments)

@@ -72,7 +72,7 @@ def create_model(
         torch.Size([2, 4])
     """
     overrides = dict(view or {})
-    if _is_trained(name):
+    if is_trained(name):
         config = ModelConfig(name=name, weights=weights, options=options, view=overrides)
         return _load_run(config, num_classes=num_classes, class_names=class_names, taps=taps)
     encoder: Encoder
@@ -107,14 +107,14 @@ def load_model(config: ModelConfig, *, num_classes: int, class_names: Sequence[s
     Raises:
         ValueError: As `create_model`.
     """
-    if _is_trained(config.name):
+    if is_trained(config.name):
         return _load_run(config, num_classes=num_classes, class_names=class_names)
     weights = None if config.weights == "random" else config.weights
     return create_model(config.name, num_classes=num_classes, weights=weights, view=config.view,
                         class_names=class_names, **config.options)  # fmt: skip
 
 
-def _is_trained(name: str) -> bool:
+def is_trained(name: str) -> bool:
     """Whether a name means a network of ours with its weights: a folder, or a name on the Hub."""
     if is_run(name):
         return True

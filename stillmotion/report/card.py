@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 
+from stillmotion.report.cost import card_section
 from stillmotion.report.subject import Missing, Subject, one_line, read_subject
 from stillmotion.results import format_cost, format_metric, head_of, is_accuracy, paired_bootstrap, write_atomic
 from stillmotion.tasks import Classes
@@ -171,13 +172,14 @@ def _cost(subject: Subject) -> str:
     words = {"params": "parameters", "gmacs": "GMACs a video", "frames": "frames read",
              "ms_per_video": "milliseconds from the file to its prediction, decoding included"}  # fmt: skip
     lines = [f"- {text}: {format_cost(n, cost[n])}" for n, text in words.items() if cost.get(n) is not None]
+    compared = card_section(subject.folder)
     try:
         machine = subject_environment(subject)
     except (OSError, ValueError):
-        return "\n".join(lines) or "Not measured."
+        return "\n".join([*lines, *compared]).strip() or "Not measured."
     if lines:
         lines.append(f"- measured on {machine.get('gpus') or machine.get('processor')}")
-    return "\n".join(lines) or "Not measured: the training had no test split."
+    return "\n".join([*lines, *compared]).strip() or "Not measured: the training had no test split."
 
 
 def subject_environment(subject: Subject) -> dict[str, Any]:

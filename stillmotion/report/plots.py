@@ -224,7 +224,7 @@ def plot_cost(
         axis.set_xlabel(COST_HEADS[cost])
         axis.set_ylabel(f"{metric} (%)" if is_accuracy(metric) else metric)
         if any((r["cost"].get(cost) or 0) > 0 for r in shown):
-            _log_axis(axis, [float(r["cost"].get(cost) or 0) for r in shown])
+            log_axis(axis, [float(r["cost"].get(cost) or 0) for r in shown])
         else:
             axis.set_xticks([])
     if shown:
@@ -259,7 +259,7 @@ def _draw_row(axis: "Axes", row: "Row", metric: str, x: float, number: int) -> N
         axis.axhline(mean, ls="--", lw=1.3, alpha=0.8, **look)
 
 
-def _log_axis(axis: "Axes", values: Sequence[float]) -> None:
+def log_axis(axis: "Axes", values: Sequence[float]) -> None:
     """A log axis with plain numbers, wide enough that at least one labelled tick is inside."""
     known = [v for v in values if v > 0]
     axis.set_xscale("log")
