@@ -2,7 +2,8 @@
 
     python benchmarks/prediction.py --data ../shared/data [--rounds 7] [--threads 2] [--output FILE.json]
 
-All take turns in every round; the median counts. Each reads the file as if it had never seen it (what is known of it
+All take turns in every round; the median counts; with `--threads 1` it is CPU time, which other work on the machine
+disturbs less. Each reads the file as if it had never seen it (what is known of it
 is forgotten before every prediction). Networks have random weights: time does not depend on them. The student is an
 exported MobileNet (ONNX); the teacher is `resnext3d_101` on one clip of 16 frames, exported too and as it trains; the
 flow network is the same with two input channels behind TV-L1 flow of OpenCV at 112x112, with its default settings.
@@ -66,7 +67,7 @@ def flow_network() -> Predict:
     return predict
 
 
-def make_predictors(folder: Path) -> dict[str, Predict]:
+def make_predictors(folder: Path, threads: int) -> dict[str, Predict]:
     """What is compared, by name."""
     student = save(folder, STUDENT, view={"size": 112})
     teacher = save(folder, "resnext3d_101")
@@ -74,10 +75,10 @@ def make_predictors(folder: Path) -> dict[str, Predict]:
     export(str(student), str(fast))
     export(str(teacher), str(slow))
     return {
-        "student, 1 frame, ONNX": Predictor.load(fast),
-        "student, keyframe, ONNX": Predictor.load(fast, view={"moment": "keyframe"}),
+        "student, 1 frame, ONNX": Predictor.load(fast, threads=threads),
+        "student, keyframe, ONNX": Predictor.load(fast, view={"moment": "keyframe"}, threads=threads),
         "student, 1 frame, torch": Predictor.load(student),
-        "resnext3d_101, ONNX": Predictor.load(slow),
+        "resnext3d_101, ONNX": Predictor.load(slow, threads=threads),
         "resnext3d_101, torch": Predictor.load(teacher),
         "TV-L1 + resnext3d_101, torch": flow_network(),
     }
@@ -88,6 +89,12 @@ def reading(path: str, moment: str) -> Predict:
     predictor = Predictor(lambda inputs: np.zeros(1, np.float32), TASK, create_model(STUDENT, num_classes=1, view={
         "size": 112, "moment": moment}).views)  # fmt: skip
     return lambda p: predictor.see(Sample(Path(p), p))
+
+
+def decoding(path: str) -> Predict:
+    """Only the frame in the middle, whose number is known, from the file to RGB."""
+    middle = decode.timeline(path).num_frames // 2
+    return lambda p: decode.decode_frames(p, [middle])
 
 
 def main() -> None:
@@ -101,21 +108,26 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
+    clock = time.process_time if args.threads == 1 else time.perf_counter
     result: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        predictors = make_predictors(Path(folder))
+        predictors = make_predictors(Path(folder), args.threads)
         for name in args.clips:
             path = str(args.data / CLIPS[name])
-            todo = {**predictors, "reading 1 frame alone": reading(path, "centre"),
-                    "reading a keyframe alone": reading(path, "keyframe")}  # fmt: skip
+            todo = {
+                **predictors,
+                "reading 1 frame alone": reading(path, "centre"),
+                "reading a keyframe alone": reading(path, "keyframe"),
+                "decoding 1 frame alone": decoding(path),
+            }
             seconds: dict[str, list[float]] = {key: [] for key in todo}
             for number in range(args.rounds + 1):
                 for key, predict in todo.items():
                     decode._known.clear()
-                    begin = time.perf_counter()
+                    begin = clock()
                     predict(path)
                     if number:  # the first round warms up
-                        seconds[key].append(time.perf_counter() - begin)
+                        seconds[key].append(clock() - begin)
             result[name] = {key: 1e3 * statistics.median(values) for key, values in seconds.items()}
             base = result[name]["student, 1 frame, ONNX"]
             print(name)
