@@ -123,8 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     keep_memory()
     args = _expand(sys.argv[1:] if arguments is None else arguments)
+    # Signatures and docstrings of all commands take longer to read than a light prediction takes.
+    chosen = {name: COMMANDS[name] for name in args[:1] if name in COMMANDS} or COMMANDS
     try:
-        result = auto_cli(COMMANDS, args=args, prog="stillmotion", description=api.__doc__, parser_class=_Parser)
+        result = auto_cli(chosen, args=args, prog="stillmotion", description=api.__doc__, parser_class=_Parser)
     except KeyboardInterrupt as stop:
         print(f"stillmotion: {str(stop) or 'interrupted; what was finished is kept, run the same command to go on'}",
               file=sys.stderr)  # fmt: skip

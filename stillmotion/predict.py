@@ -260,7 +260,6 @@ def predict(
         ValueError: The model, a table or the name of an output is wrong.
     """
     from stillmotion.events import event_writer
-    from stillmotion.live import watch
     from stillmotion.overlay import overlay_paths, write_overlay
 
     streams = [name for name in inputs if is_live(name)]
@@ -279,6 +278,8 @@ def predict(
             write(prediction)
         with _stop_signal() if streams else nullcontext() as stop:
             for name in streams:
+                from stillmotion.live import watch  # not needed for files, which are to be answered at once
+
                 decisions = watch(name, predictor, live, overlay=targets.get(name), on_event=note, stop=stop)
                 with closing(decisions):  # on Ctrl-C too, so that what lasts is written
                     for prediction in decisions:

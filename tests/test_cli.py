@@ -27,6 +27,18 @@ def test_help_imports_nothing_heavy() -> None:
     assert "train" in done.stdout
 
 
+def test_only_the_command_that_is_called_is_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Reading the signatures of all takes longer than a light prediction.
+    monkeypatch.setitem(COMMANDS, "train", "jsonargparse refuses what is no function")
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "--help"])
+    assert stop.value.code == 0
+    assert main(["no-such-command"]) == 2, "without a command, all are read"
+    assert "Unexpected components" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("data", "render", "list")])
 def test_every_command_has_help_with_every_option_described(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

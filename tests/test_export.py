@@ -311,6 +311,27 @@ def test_command_compares_on_the_table_of_the_training(
     assert report["accuracy"]["torch"]["top1"] == sum(right) / 2
 
 
+def test_a_prediction_imports_nothing_that_it_does_not_need(exported: tuple[Encoder, str, Path], table: Path) -> None:
+    """Stands for "cold in under 0.6 s" without a clock: what is imported is what takes the time."""
+    code = (
+        "import sys\n"
+        "from stillmotion.__main__ import main\n"
+        f"code = main(['predict', {str(exported[2])!r}, {str(table.parent / '0.mp4')!r}])\n"
+        "print(*sorted(sys.modules), file=sys.stderr)\n"
+        "sys.exit(code)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["labels"]
+    modules = set(result.stderr.split())
+    needless = {"torch", "torchvision", "timm", "onnx", "cv2", "scipy", "sklearn", "matplotlib", "jinja2", "pyarrow",
+                "rich", "multiprocessing", "stillmotion.live", "stillmotion.evaluate", "stillmotion.train"}  # fmt: skip
+    assert modules & needless == set()
+    assert len([name for name in modules if name.startswith("stillmotion.")]) <= 50, "44 when this was written"
+    assert len(modules) <= 600, "510 when this was written, with all extras installed"
+
+
 def test_flow_without_opencv_is_one_line(exported: tuple[Encoder, str, Path], tmp_path: Path, table: Path) -> None:
     _, facts = open_exported(str(exported[2]), device="cpu")
     facts["views"]["frames"]["kind"] = "flow"

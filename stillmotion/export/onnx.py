@@ -111,6 +111,8 @@ def load(path: Path, device: str, threads: int | None) -> tuple[Run, str | None]
     providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
+    # Idle threads sleep: spinning doubles the processor's time, which decoding needs (`docs/export.md`).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's own classes, without a common base that it exports
