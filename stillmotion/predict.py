@@ -42,29 +42,36 @@ class Seen:
         frames: Numbers of the different frames that were read, from the sample's first.
         fault: What is wrong with a file that can be read in part only.
         seconds: That reading took.
+        decoding: Of these, until the frames were there; the rest made them what the network sees.
     """
 
     inputs: Inputs
     frames: NDArray[np.int64]
     fault: str | None
     seconds: float
+    decoding: float
 
 
 class _Recorded:
-    """A frame source that notes which frames were read."""
+    """A frame source that notes which frames were read, and what that took."""
 
     def __init__(self, source: FrameSource) -> None:
-        self.source, self.frames = source, np.empty(0, np.int64)
+        self.source, self.frames, self.seconds = source, np.empty(0, np.int64), 0.0
         self.fault: str | None = None
 
     def extent(self, sample: Sample) -> Extent:
+        began = time.perf_counter()
         extent = self.source.extent(sample)
+        self.seconds += time.perf_counter() - began
         self.fault = extent.fault
         return extent
 
     def read(self, sample: Sample, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        self.frames = indices
-        return self.source.read(sample, indices)
+        self.frames, began = indices, time.perf_counter()
+        try:
+            return self.source.read(sample, indices)
+        finally:
+            self.seconds += time.perf_counter() - began
 
 
 class Predictor:
@@ -198,16 +205,20 @@ class Predictor:
         unsure = self.reject is not None and bool(confidence(self.task, logits) < self.reject)
         return Prediction(name, labels, seconds, frames, answers=answers, unsure=unsure, **further)
 
-    def see(self, sample: Sample) -> Seen:
+    def see(self, sample: Sample, frames: FrameSource | None = None) -> Seen:
         """Reads what the network looks at, as evaluation does: nothing is random, one decode serves all views.
+
+        Args:
+            sample: What is read.
+            frames: Where its frames come from; None decodes its file.
 
         Raises:
             ValueError: In one line: the file, and what is wrong with it.
         """
         began = time.perf_counter()
-        source = _Recorded(Videos(self.short_side))
-        inputs = show(source, sample, self._shown(sample), NO_DRAW)
-        return Seen(inputs, source.frames, source.fault, time.perf_counter() - began)
+        source = _Recorded(frames or Videos(self.short_side))
+        inputs = show(source, sample, self.shown(sample), NO_DRAW)
+        return Seen(inputs, source.frames, source.fault, time.perf_counter() - began, source.seconds)
 
     def views_of(self, size: tuple[int, int]) -> dict[str, View]:
         """What is done to frames of this height and width before the network sees them."""
@@ -215,7 +226,8 @@ class Predictor:
             return self.views
         return {name: replace(view, size=size, resize=None) for name, view in self.views.items()}
 
-    def _shown(self, sample: Sample) -> dict[str, View]:
+    def shown(self, sample: Sample) -> dict[str, View]:
+        """What is done to the frames of a sample before the network sees them."""
         if not self.whole_frames:
             return self.views
         info = probe(sample.path)
@@ -305,7 +317,7 @@ def predict(
             failed += prediction.error is not None
             partly += prediction.error is None and prediction.fault is not None
             write(prediction)
-        with _stop_signal() if streams else nullcontext() as stop:
+        with stop_signal() if streams else nullcontext() as stop:
             for name in streams:
                 decisions = watch(name, predictor, live, overlay=targets.get(name), on_event=note, stop=stop)
                 with closing(decisions):  # on Ctrl-C too, so that what lasts is written
@@ -319,7 +331,7 @@ def predict(
 
 
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
+def stop_signal() -> Iterator[threading.Event]:
     """Set by SIGTERM, with which services are stopped: what is being watched then ends as if its source had ended."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

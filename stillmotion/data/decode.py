@@ -27,7 +27,7 @@ from stillmotion.data.index import Index, build_index, packet_reader
 from stillmotion.data.picture import Painter, Turn, reduced_size
 from stillmotion.data.seek import NotAsIndexed, seek_frames
 
-__all__ = ["Timeline", "VideoError", "VideoInfo", "decode_frames", "probe", "read_frames", "timeline"]
+__all__ = ["Timeline", "VideoError", "VideoInfo", "decode_frames", "forget", "probe", "read_frames", "timeline"]
 
 NUM_REMEMBERED = 4096
 """Videos whose index a process keeps (24 bytes a frame)."""
@@ -85,7 +85,7 @@ class _Counted:
         self._lock = Lock()
         self._last: tuple[_Known | None, list[VideoFrame]] = (None, [])
 
-    def put(self, known: _Known, frames: list[VideoFrame]) -> None:
+    def put(self, known: _Known | None, frames: list[VideoFrame]) -> None:
         with self._lock:
             self._last = (known, frames)
 
@@ -185,6 +185,12 @@ def timeline(path: str | Path) -> Timeline:
             return Timeline(known.index.num_frames, known.fps, known.index.keyframes)
     info = probe(path)
     return Timeline(info.num_frames, info.fps, info.keyframes, info.fault)
+
+
+def forget() -> None:
+    """Forgets what this process has learned of videos; for those that never see the same file twice."""
+    _known.clear()
+    _counted.put(None, [])
 
 
 class _Sheet:

@@ -67,14 +67,14 @@ class _Tender(threading.Thread, Generic[Item, Result]):
     ):
         super().__init__(daemon=True)
         self.function, self.items, self.todo, self.done, self.timeout = function, items, todo, done, timeout
-        self.process: _Process[Item, Result] | None = None
+        self.process: Process[Item, Result] | None = None
         self.ended = False
 
     def run(self) -> None:
         try:
             while not self.ended:
                 position = self.todo.get_nowait()
-                self.process = self.process or _Process(self.function)
+                self.process = self.process or Process(self.function)
                 result = self.process.call(self.items[position], self.timeout)
                 if isinstance(result, Failure):
                     self.process = None
@@ -90,8 +90,15 @@ class _Tender(threading.Thread, Generic[Item, Result]):
             self.process.end()
 
 
-class _Process(Generic[Item, Result]):
-    """A worker process and the line to it."""
+class Process(Generic[Item, Result]):
+    """A worker process and the line to it.
+
+    Args:
+        function: Importable by name (or pickled), called there with one item after the other.
+
+    Raises:
+        RuntimeError: It does not start.
+    """
 
     def __init__(self, function: Callable[[Item], Result]):
         context = multiprocessing.get_context("spawn")
@@ -122,6 +129,7 @@ class _Process(Generic[Item, Result]):
         return failure
 
     def end(self) -> None:
+        """Ends the process."""
         self.process.kill()
         self.process.join()
 
