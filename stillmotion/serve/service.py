@@ -261,7 +261,7 @@ def _words(view: View) -> str:
     """What a view sees, for people."""
     what = {"rgb": "frame", "difference": "frame", "flow": "field of flow"}[view.kind]
     height, width = view.size
-    text = f"{view.num_frames} {what}{'s' if view.num_frames > 1 else ''} of {width} x {height}"
+    text = f"{view.num_frames} {what}{'s' if view.num_frames > 1 else ''} of {width} × {height} pixels"
     if view.kind == "difference":
         text += ", as differences"
     return f"{view.num_moments} times {text}" if view.num_moments > 1 else text
@@ -272,5 +272,11 @@ def _ms(seconds: float) -> float:
 
 
 def name_of(model: str) -> str:
-    """A network's name for people: the last part of its path."""
-    return Path(model).name or model
+    """A network's name for people: the last part of its path; of a comparison's runs, row, split and seed.
+
+    Example:
+        >>> name_of("runs/student.onnx"), name_of("comparison/runs/plain/fold-0/seed0")
+        ('student.onnx', 'plain/fold-0/seed0')
+    """
+    parts = Path(model).absolute().parts
+    return "/".join(parts[-3:] if parts[-1].startswith("seed") else parts[-1:]) or model

@@ -16,8 +16,8 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 const percent = (p) => `${(100 * p).toFixed(p < 0.0995 || p > 0.9995 ? 1 : 0)} %`;
-const clock = (s) => (s < 60 ? `${s.toFixed(1)} s` : `${Math.floor(s / 60)}:${String(Math.floor(s % 60)).padStart(2, "0")}`);
-const ms = (x) => `${x < 10 ? x.toFixed(1) : Math.round(x)} ms`;
+const clock = (s) => (s < 60 ? `${s.toFixed(state.length && state.length < 5 ? 2 : 1)} s` : `${Math.floor(s / 60)}:${String(Math.floor(s % 60)).padStart(2, "0")}`);
+const ms = (x) => (x < 1000 ? `${x < 10 ? x.toFixed(1) : Math.round(x)} ms` : `${(x / 1000).toFixed(1)} s`);
 const size = (n) => (n < 2 ** 20 ? `${Math.max(1, Math.round(n / 1024))} KiB` : `${(n / 2 ** 20).toFixed(1)} MiB`);
 const gmacs = (n) => `${Number(n.toPrecision(2))} GMACs`;
 const show = (id, shown) => { $(id).hidden = !shown; };
@@ -82,7 +82,7 @@ async function begin() {
   const teacher = model.teacher ? ` The teacher ${model.teacher.name} sees ${model.teacher.sees}.` : "";
   const what = model.classes.length ? `Knows ${model.classes.length} classes` : `Tells ${model.targets.join(", ")}`;
   $("lead").textContent = `${what}; sees ${model.student.sees}.${teacher}`;
-  $("limits").textContent = `Up to ${model.max_mib} MiB and ${clock(model.max_seconds)} of video, or a picture. ` +
+  $("limits").textContent = `Up to ${model.max_mib} MiB and ${Number((model.max_seconds / 60).toFixed(1))} minutes of video, or a picture. ` +
     "The camera's pictures go to this service only.";
   $("version").textContent = model.version;
   document.body.dataset.ready = "yes";
@@ -235,7 +235,9 @@ function columns(said) {
 
 function showAnswer(answer, name, live = false) {
   state.answer = answer;
+  if (!live) state.length = answer.num_frames / (answer.fps || answer.num_frames);
   document.body.classList.add("shown");
+  $("hint").textContent = "Drop another video or still";
   show("result", true);
   $("title").textContent = name;
   show("fault", Boolean(answer.fault));
@@ -366,7 +368,7 @@ function showLooked(each) {
     "There is no Grad-CAM here: an exported file has no gradients. Serve the run folder to see it.";
   $("strips").replaceChildren(...rows.flatMap(([role, network, said]) => [
     ...(rows.length > 1 ? [make("p", { class: "strip-name" }, `${role} · ${network.name}`)] : []),
-    make("div", { class: `strip${said.looked_at.length < 4 ? " few" : ""}` }, ...said.looked_at.map(shot)),
+    make("div", { class: "strip" }, ...said.looked_at.map(shot)),
   ]));
 }
 function shot(frame) {
