@@ -96,7 +96,9 @@ class Service:
         command = [sys.executable, "-u", "-m", "stillmotion", "serve", str(model), "--port", "0", "--threads", "1",
                    "--limits.max_mib", str(MAX_MIB), "--limits.stall_seconds", str(STALL),
                    "--limits.requests", str(requests)]  # fmt: skip
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(folder)})
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(folder)}
+        )
         assert self.process.stdout is not None
         found = re.search(r":(\d+)/", self.process.stdout.readline())
         assert found
@@ -200,7 +202,12 @@ def mixed(files: list[Path], predictor: Predictor) -> dict[str, Any]:
     good = [(form(f.read_bytes()), dict(predictor(f).labels)) for f in files]
     content, rng = files[0].read_bytes(), np.random.default_rng(0)
     noise = rng.integers(0, 256, 300_000, np.uint8).tobytes()
-    broken = [b"\0\0\0\x20ftypisom" + noise, content[:3000], b"\x89PNG\r\n\x1a\n" + noise[:1000], b"RIFF....AVI " + noise]
+    broken = [
+        b"\0\0\0\x20ftypisom" + noise,
+        content[:3000],
+        b"\x89PNG\r\n\x1a\n" + noise[:1000],
+        b"RIFF....AVI " + noise,
+    ]
     wrong = [b"#EXTM3U\nhttp://127.0.0.1/\n", b"<html></html>" * 100, noise[:5000].replace(b"\xff", b"a"), b""]
     huge = [b"\0\0\0\x20ftypisom" + bytes((MAX_MIB + 5) * MIB)]
     others = {"broken": broken, "wrong": wrong, "huge": huge}
@@ -244,7 +251,9 @@ def main() -> None:
             thread.join()
         result |= summary(load, args.seconds) | {"memory": rows, "files_left": service.files()}
         metrics = service.get("/metrics")
-        result["readers_lost"] = sum(float(x) for x in re.findall(r"^stillmotion_readers_lost_total (\S+)", metrics, re.M))
+        result["readers_lost"] = sum(
+            float(x) for x in re.findall(r"^stillmotion_readers_lost_total (\S+)", metrics, re.M)
+        )
         result["stopped_in_s"] = service.stop()
         result["folders_left"] = len(list(service.folder.iterdir()))
     for kind, row in result["kinds"].items():
@@ -264,7 +273,9 @@ def summary(load: Load, seconds: float) -> dict[str, Any]:
         p50, p95, p99 = (round(float(np.percentile(took, p)), 1) for p in (50, 95, 99))
         kinds[kind] = {"codes": dict(sorted(codes.items())), "ms_p50": p50, "ms_p95": p95, "ms_p99": p99}
     answered = load.codes["good"][200]
-    strange = sum(n for kind, codes in load.codes.items() for code, n in codes.items() if code not in CODES[kind] | {429})
+    strange = sum(
+        n for kind, codes in load.codes.items() for code, n in codes.items() if code not in CODES[kind] | {429}
+    )
     return {"kinds": kinds, "answered": answered, "answered_per_s": round(answered / seconds, 2),
             "wrong_answers": load.wrong, "unexpected_codes": strange, "cut": load.cut}  # fmt: skip
 

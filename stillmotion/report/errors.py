@@ -12,7 +12,7 @@ from stillmotion.report.clips import Clock, Shelf
 from stillmotion.report.html import picture, piece, strip
 from stillmotion.report.subject import Missing, Subject
 from stillmotion.tasks import Classes, Score, Targets, Task
-from stillmotion.view import View
+from stillmotion.view import View, shown_view, visible
 
 
 def errors(subject: Subject) -> Markup:

@@ -15,7 +15,9 @@ class Counters:
         self.requests = Counter("requests", "Requests answered.", ["path", "code"], **known)
         self.open = Gauge("requests_open", "Uploads that are received or worked on.", **known)
         self.uploaded = Counter("uploaded_bytes", "Bytes of uploads received.", **known)
-        self.seconds = Histogram("seconds", "Seconds of answered uploads by stage.", ["stage"], buckets=SECONDS, **known)
+        self.seconds = Histogram(
+            "seconds", "Seconds of answered uploads by stage.", ["stage"], buckets=SECONDS, **known
+        )
         self.batch_size = Histogram("batch_size", "Samples that went through a network together.",
                                     buckets=(1, 2, 4, 8, 16, 32), **known)  # fmt: skip
         self.readers_lost = Counter("readers_lost", "Reading processes that a file crashed or held up.", **known)

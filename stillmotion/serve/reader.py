@@ -185,7 +185,8 @@ class Reader:
         source, found = _Shared(predictor.short_side), []
         for at, part in enumerate(parts):
             source.prepare(parts[at:], predictor.shown(sample))
-            assert part.start is not None and part.end is not None
+            assert part.start is not None
+            assert part.end is not None
             middle = (part.start + part.end) / 2.0 / (reading.fps or 1.0)
             try:
                 found.append((middle, predictor.see(part, source).inputs))

@@ -77,8 +77,8 @@ class Readers:
     async def _after(
         self,
         process: Process[Order, Reading | Unreadable | None],
-        call: "asyncio.Future[Reading | Unreadable | None | Failure]",
-    ) -> Reading | Unreadable | None | Failure:
+        call: "asyncio.Future[Reading | Unreadable | Failure | None]",
+    ) -> Reading | Unreadable | Failure | None:
         found = await call
         if isinstance(found, Failure):
             self.alive.discard(process)

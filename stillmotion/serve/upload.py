@@ -1,6 +1,7 @@
 """Receiving an upload: size, kind and pace are checked while it comes in."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -196,5 +197,5 @@ class _Form:
             what = "empty" if not self._head else "neither a video nor a still that is taken"
             raise Refused(415, f"the file is {what}; taken are {NAMES}")
         number, name = mkstemp(suffix, dir=self.folder)
-        self.path, self._file = Path(name), open(number, "wb")
+        self.path, self._file = Path(name), os.fdopen(number, "wb")
         self._file.write(self._head)

@@ -12,7 +12,9 @@ from tests.serve.conftest import WAIT, Running, moving, running
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Page = playwright.Page
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
 FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 SIZES = {"desk": (1280, 900), "phone": (390, 844)}
@@ -104,7 +106,9 @@ def test_by_keys_alone(page: object, film: Path, make_video: MakeVideo) -> None:
     for _ in range(5):
         check.keyboard.press("ArrowRight")
     after = check.get_attribute("#seek", "aria-valuetext")
-    assert before != after and after is not None and "red" in after
+    assert before != after
+    assert after is not None
+    assert "red" in after
     for _ in range(20):
         check.keyboard.press("Tab")
         if check.evaluate("document.activeElement.id") == "heat":

@@ -48,7 +48,10 @@ def test_answers_are_those_of_the_predictor(service: Running, exported: Path, vi
     assert (data["path"], data["text"], data["frames"]) == ("walk.mp4", expected.text, 1)
     assert (data["bytes"], data["num_frames"], data["fps"]) == (video.stat().st_size, 40, 10.0)
     cost = data["cost"]
-    assert cost["decode_ms"] > 0 and cost["preprocess_ms"] > 0 and cost["network_ms"] > 0 and cost["gmacs"] > 0
+    assert cost["decode_ms"] > 0
+    assert cost["preprocess_ms"] > 0
+    assert cost["network_ms"] > 0
+    assert cost["gmacs"] > 0
     assert not {"timeline", "looked_at", "teacher", "notes"} & data.keys()
     assert service.left() == []
 
@@ -80,9 +83,7 @@ def test_a_still(service: Running) -> None:
     assert "fps" not in data
 
 
-def test_batches_give_the_same_answers(
-    service: Running, exported: Path, tmp_path: Path, make_video: MakeVideo
-) -> None:
+def test_batches_give_the_same_answers(service: Running, exported: Path, tmp_path: Path, make_video: MakeVideo) -> None:
     files = [make_video(tmp_path / f"{i}.mp4", moving(12 + i, i)) for i in range(6)]
     predictor = Predictor.load(exported)
     with ThreadPoolExecutor(6) as pool:
@@ -226,7 +227,8 @@ def test_other_forms(service: Running) -> None:
 def test_slow_uploads(service: Running) -> None:
     connection = slow_upload(service.url)
     answer = answer_of(connection)
-    assert answer.startswith(b"HTTP/1.1 408") and b"nothing came for 1.5 s" in answer
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"nothing came for 1.5 s" in answer
     connection = slow_upload(service.url)
     stop = threading.Event()
 
@@ -287,7 +289,8 @@ def test_counters(service: Running, video: Path) -> None:
 def test_page_and_description(service: Running) -> None:
     page = httpx.get(f"{service.url}/", timeout=WAIT)
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert "/*STYLE*/" not in page.text and "<title>stillmotion</title>" in page.text
+    assert "/*STYLE*/" not in page.text
+    assert "<title>stillmotion</title>" in page.text
     told = httpx.get(f"{service.url}/openapi.json", timeout=WAIT).json()
     assert set(told["paths"]) == {"/predict", "/model", "/metrics", "/health", "/ready"}
     codes = set(told["paths"]["/predict"]["post"]["responses"])
@@ -324,7 +327,7 @@ def test_teacher_heat_key_and_origin(
 
 def test_sigterm_finishes_what_was_accepted(exported: Path, video: Path, tmp_path: Path) -> None:
     content = video.read_bytes()
-    body = (b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.mp4"\r\n\r\n' + content + b"\r\n--x--\r\n")
+    body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.mp4"\r\n\r\n' + content + b"\r\n--x--\r\n"
     with running(exported, tmp_path / "up") as own:
         host, port = own.url.removeprefix("http://").split(":")
         connection = socket.create_connection((host, int(port)), timeout=WAIT)
@@ -339,7 +342,8 @@ def test_sigterm_finishes_what_was_accepted(exported: Path, video: Path, tmp_pat
         assert own.process.poll() is None, "it waits"
         connection.sendall(body[2000:])
         answer = answer_of(connection)
-        assert answer.startswith(b"HTTP/1.1 200") and b'"labels"' in answer
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b'"labels"' in answer
         assert own.process.wait(WAIT) == 0
         assert list(own.uploads.iterdir()) == [], "its folder is gone"
 
@@ -356,7 +360,8 @@ def test_a_reader_that_is_lost_is_replaced(exported: Path, video: Path, tmp_path
         end = time.monotonic() + WAIT
         while (not codes or codes[-1] != 200) and time.monotonic() < end:
             codes.append(own.post(video.read_bytes()).status_code)
-        assert codes[0] == 422 and codes[-1] == 200
+        assert codes[0] == 422
+        assert codes[-1] == 200
         assert metric(own, "stillmotion_readers_lost_total") == 1
         assert own.left() == []
 
@@ -380,7 +385,9 @@ def test_folders_of_killed_services_are_removed(tmp_path: Path, monkeypatch: pyt
     (dead / "upload.mp4").touch()
     with upload_folder() as first, upload_folder() as second:
         assert not dead.exists()
-        assert first.exists() and second.exists() and first != second
+        assert first.exists()
+        assert second.exists()
+        assert first != second
     assert not list(tmp_path.iterdir())
 
 
@@ -406,7 +413,8 @@ def test_without_torch(exported: Path, video: Path, tmp_path: Path) -> None:
         url = process.stdout.readline().split(" on ")[1].split("/ ")[0]
         files = {"file": video.read_bytes()}
         answer = httpx.post(f"{url}/predict?timeline=4&pictures=2", files=files, timeout=WAIT)
-        assert answer.status_code == 200 and answer.json()["timeline"], answer.text
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["timeline"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(WAIT) == 0
     finally:
@@ -437,7 +445,8 @@ def test_timeline_keeps_the_highest_peaks() -> None:
     logits = np.zeros((2, 7), np.float32)
     logits[1, 6], logits[0, 2] = 8.0, 4.0
     (series,) = timeline(task, [0.25, 0.75], logits)
-    assert series.names[:2] == ["g", "c"] and len(series.names) == 5
+    assert series.names[:2] == ["g", "c"]
+    assert len(series.names) == 5
     by_hand = np.exp(4.0) / (np.exp(4.0) + 6)
     assert series.values[1] == pytest.approx([by_hand, 1 / (6 + np.exp(8.0))], abs=1e-4)
 
@@ -466,5 +475,6 @@ def test_mistakes_are_told_in_one_line(
     except SystemExit as stop:
         code = int(stop.code or 0)
     error = capsys.readouterr().err
-    assert code == 2 and message in error
+    assert code == 2
+    assert message in error
     assert len(error.strip().splitlines()[-1:]) == 1
