@@ -33,6 +33,7 @@ from stillmotion.models.factory import create_model
 from stillmotion.models.pretrained import save_pretrained
 from stillmotion.predict import Predictor
 from stillmotion.run import environment
+from stillmotion.serve.run import PREFIX
 from stillmotion.tasks import Classification
 
 CLIPS = ("samples/basketball.mp4", "ucf101_mini/ApplyEyeMakeup/test.avi", "kth_sample/boxing")
@@ -129,7 +130,7 @@ class Service:
 
     def files(self) -> int:
         """Files that lie in its folder."""
-        return sum(1 for p in self.folder.rglob("*") if p.is_file() and p.name != "lock")
+        return sum(1 for p in self.folder.glob(f"{PREFIX}*/*") if p.name != "lock")
 
     def stop(self) -> float:
         """Asks it to stop; seconds until it has."""
@@ -255,7 +256,7 @@ def main() -> None:
             float(x) for x in re.findall(r"^stillmotion_readers_lost_total (\S+)", metrics, re.M)
         )
         result["stopped_in_s"] = service.stop()
-        result["folders_left"] = len(list(service.folder.iterdir()))
+        result["folders_left"] = len(list(service.folder.glob(f"{PREFIX}*")))
     for kind, row in result["kinds"].items():
         print(kind.ljust(8), row)
     keys = ("answered", "answered_per_s", "wrong_answers", "unexpected_codes", "cut", "readers_lost", "files_left",

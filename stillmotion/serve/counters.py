@@ -11,16 +11,23 @@ class Counters:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        known = {"namespace": "stillmotion", "registry": self.registry}
-        self.requests = Counter("requests", "Requests answered.", ["path", "code"], **known)
-        self.open = Gauge("requests_open", "Uploads that are received or worked on.", **known)
-        self.uploaded = Counter("uploaded_bytes", "Bytes of uploads received.", **known)
-        self.seconds = Histogram(
-            "seconds", "Seconds of answered uploads by stage.", ["stage"], buckets=SECONDS, **known
+        self.requests = Counter("stillmotion_requests", "Requests answered.", ["path", "code"], registry=self.registry)
+        self.open = Gauge(
+            "stillmotion_requests_open", "Uploads that are received or worked on.", registry=self.registry
         )
-        self.batch_size = Histogram("batch_size", "Samples that went through a network together.",
-                                    buckets=(1, 2, 4, 8, 16, 32), **known)  # fmt: skip
-        self.readers_lost = Counter("readers_lost", "Reading processes that a file crashed or held up.", **known)
+        self.uploaded = Counter("stillmotion_uploaded_bytes", "Bytes of uploads received.", registry=self.registry)
+        self.seconds = Histogram(
+            "stillmotion_seconds",
+            "Seconds of answered uploads by stage.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.batch_size = Histogram("stillmotion_batch_size", "Samples that went through a network together.",
+                                    buckets=(1, 2, 4, 8, 16, 32), registry=self.registry)  # fmt: skip
+        self.readers_lost = Counter(
+            "stillmotion_readers_lost", "Reading processes that a file crashed or held up.", registry=self.registry
+        )
 
     def text(self) -> bytes:
         """In Prometheus' format."""

@@ -20,7 +20,7 @@ from PIL import Image
 from stillmotion.export import export
 from stillmotion.models.factory import create_model
 from stillmotion.models.pretrained import save_pretrained
-from stillmotion.serve.run import KEY
+from stillmotion.serve.run import KEY, PREFIX
 from stillmotion.tasks import Classification
 from tests.conftest import MakeVideo
 
@@ -83,7 +83,7 @@ class Running:
 
     def left(self) -> list[Path]:
         """Uploads that still lie there."""
-        return [p for p in self.uploads.rglob("*") if p.is_file() and p.name != "lock"]
+        return [p for p in self.uploads.glob(f"{PREFIX}*/*") if p.name != "lock"]
 
 
 @contextmanager
