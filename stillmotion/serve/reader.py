@@ -134,7 +134,8 @@ class Reader:
         try:
             return self._read(order, order.path)
         except (ValueError, OSError) as error:
-            words = " ".join(str(error).split()).replace(f"{order.path}: ", "")
+            # Where it lies is nobody's business.
+            words = " ".join(str(error).split()).replace(f"{order.path}: ", "").replace(f"'{order.path}'", "it")
             return Unreadable(422, f"the file cannot be read: {words or type(error).__name__}")
         except MemoryError:
             return Unreadable(422, f"the file cannot be read within {self.mib} MiB of memory")

@@ -79,7 +79,7 @@ async function begin() {
   const model = state.model = await answer.json();
   document.title = `${model.student.name} · stillmotion`;
   $("name").textContent = model.student.name;
-  const teacher = model.teacher ? ` The teacher ${model.teacher.name} sees ${model.teacher.sees}.` : "";
+  const teacher = model.teacher ? ` Its teacher (${model.teacher.name}) sees ${model.teacher.sees}.` : "";
   const what = model.classes.length ? `Knows ${model.classes.length} classes` : `Tells ${model.targets.join(", ")}`;
   $("lead").textContent = `${what}; sees ${model.student.sees}.${teacher}`;
   $("limits").textContent = `Up to ${model.max_mib} MiB and ${Number((model.max_seconds / 60).toFixed(1))} minutes of video, or a picture. ` +
