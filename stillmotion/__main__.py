@@ -19,6 +19,7 @@ COMMANDS: dict[str, Any] = {
     "compare": api.compare,
     "report": api.report,
     "predict": api.predict,
+    "serve": api.serve,
     "extract": api.extract,
     "pack": api.pack,
     "flow": api.flow,
@@ -41,10 +42,12 @@ COMMANDS: dict[str, Any] = {
 }  # fmt: skip
 # Commands with a list at the end of their positional arguments, and how many stand before it.
 LISTS = {"predict": 1, "benchmark": 0}
-MANY = ("--fuse", "--targets", "--data.targets", "--videos")
+MANY = ("--fuse", "--targets", "--data.targets", "--videos", "--cors")
 """Take all that follows up to the next option."""
 TRAINS = ("train", "compare", "extract")
 """Commands whose `--targets` is short for `--data.targets`."""
+EXTRAS = dict.fromkeys(("fastapi", "uvicorn", "python_multipart", "prometheus_client"), "serve")
+"""Of modules that are not of `train`."""
 # `--student X` is short for `--student.name X`; the networks of `evaluate`, `predict` and `report`, and the method
 # of `flow`, are but names.
 NAMED = ("--student", "--teacher", "--method", "--probe")
@@ -86,7 +89,7 @@ def _expand(arguments: Sequence[str]) -> list[str]:
         result = [a.replace("--targets", "--data.targets", 1) if a.startswith("--targets") else a for a in result]
     for i, argument in enumerate(result):
         option, equals, value = argument.partition("=")
-        if option not in NAMED or result[0] in ("evaluate", "predict", "flow", "report"):
+        if option not in NAMED or result[0] in ("evaluate", "predict", "serve", "flow", "report"):
             continue
         value = value if equals else (result[i + 1] if i + 1 < len(result) else "")
         if value and not value.startswith(("{", "-")) and Path(value).suffix not in (".yaml", ".yml", ".json"):
@@ -134,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("stillmotion"):
             raise
-        print(f"stillmotion: error: {error.name} is not installed; pip install 'stillmotion[train]'", file=sys.stderr)
+        extra = EXTRAS.get(error.name, "train")
+        print(f"stillmotion: error: {error.name} is not installed; pip install 'stillmotion[{extra}]'", file=sys.stderr)
         return 2
     except (ValueError, FileNotFoundError, PermissionError) as error:
         if os.environ.get("STILLMOTION_TRACEBACK"):

@@ -9,7 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stillmotion.config import DataConfig, LiveConfig, MethodConfig, ModelConfig, OptimConfig, RowConfig, TrainerConfig
+from stillmotion.config import (
+    DataConfig,
+    LimitConfig,
+    LiveConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    RowConfig,
+    TrainerConfig,
+)
 
 if TYPE_CHECKING:
     from stillmotion.run import Run
@@ -368,6 +377,56 @@ def predict(
         events=events,
         threads=threads,
         root=root,
+    )
+
+
+def serve(
+    model: str,
+    *,
+    teacher: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    cors: list[str] = [],
+    view: dict[str, Any] = {},
+    top: int = 5,
+    device: str = "auto",
+    threads: int | None = None,
+    limits: LimitConfig = LimitConfig(),
+) -> int:
+    """Serves a model over HTTP, with one page to try it in the browser.
+
+    `POST /predict` takes a video or a still; `/openapi.json` describes it. Runs until Ctrl-C or SIGTERM, and then
+    finishes what it has accepted. Only this computer reaches it unless `--host` says otherwise.
+
+    Args:
+        model: Run folder, or an exported file (`.onnx`, `.xml`, `.pt2`), which needs no torch.
+        teacher: Another, whose answer stands beside that of the model.
+        host: Address to listen on; 0.0.0.0 is every one of this computer's.
+        port: 0 takes any that is free, and prints it.
+        api_key: Wanted of clients. Other users of this computer see command lines: better set the environment variable
+            STILLMOTION_API_KEY.
+        cors: Origins whose pages may read answers, such as `["https://example.org"]`.
+        view: Settings of `View` that differ from training, as for `predict`.
+        top: Classes that are named.
+        device: auto, cpu or cuda.
+        threads: For computing on the CPU (default: the library's choice, all cores).
+        limits: What the service takes, and how long it waits.
+    """
+    from stillmotion.serve.run import serve as run_serve
+
+    return run_serve(
+        model,
+        teacher=teacher,
+        host=host,
+        port=port,
+        api_key=api_key,
+        cors=cors,
+        view=view,
+        top=top,
+        device=device,
+        threads=threads,
+        limits=limits,
     )
 
 

@@ -266,3 +266,47 @@ class LiveConfig:
             raise ValueError(f"live.gap={self.gap}: must be above 0")
         if not 0.0 < self.leave <= self.enter <= 1.0:
             raise ValueError(f"live.enter={self.enter}, live.leave={self.leave}: 0 < leave <= enter <= 1 is wanted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitConfig:
+    """What a service takes, and how long it waits.
+
+    Args:
+        max_mib: Size of an upload.
+        max_seconds: Length of a video.
+        requests: At once, uploads included; further ones are told to come again (429).
+        stall_seconds: Without a byte of an upload.
+        upload_seconds: For a whole upload.
+        answer_seconds: From the end of the upload to the answer.
+        readers: Processes that decode.
+        reader_seconds: For decoding one upload; then its process is ended.
+        reader_mib: Memory of such a process beyond what it starts with.
+        batch: Uploads that go through the network together, at most.
+        batch_ms: For which one waits for others that are being read. Alone it never waits.
+        stop_seconds: For what was accepted, after SIGTERM.
+    """
+
+    max_mib: float = 100.0
+    max_seconds: float = 600.0
+    requests: int = 16
+    stall_seconds: float = 10.0
+    upload_seconds: float = 60.0
+    answer_seconds: float = 30.0
+    readers: int = 2
+    reader_seconds: float = 20.0
+    reader_mib: int = 1024
+    batch: int = 8
+    batch_ms: float = 2.0
+    stop_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("requests", "readers", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"limits.{name}={getattr(self, name)}: must be at least 1")
+        if not self.batch_ms >= 0.0:
+            raise ValueError(f"limits.batch_ms={self.batch_ms}: must be at least 0")
+        for name in ("max_mib", "max_seconds", "stall_seconds", "upload_seconds", "answer_seconds", "reader_seconds",
+                     "reader_mib", "stop_seconds"):  # fmt: skip
+            if not getattr(self, name) > 0:
+                raise ValueError(f"limits.{name}={getattr(self, name)}: must be above 0")

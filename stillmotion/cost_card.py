@@ -18,7 +18,7 @@ from stillmotion.config import ModelConfig
 from stillmotion.cost_facts import accuracy_of, kind_of, megabytes_of, size_of
 from stillmotion.cost_worker import Answered, Clock, Loaded, Refused, Setting, serve
 from stillmotion.data.packets import sample_bytes
-from stillmotion.data.pool import Apart, Failure
+from stillmotion.data.pool import Failure, Process
 from stillmotion.data.sampling import spread_evenly
 from stillmotion.data.table import Sample, Table
 from stillmotion.energy import Meter
@@ -103,7 +103,7 @@ class _Entry:
     """A network while it is measured."""
 
     config: ModelConfig
-    process: Apart[tuple[str, Any], Any]
+    process: Process[tuple[str, Any], Any]
     loaded: Loaded
     trips: dict[int, list[Answered]] = field(default_factory=dict)
     joules: list[float] = field(default_factory=list)
@@ -205,11 +205,11 @@ def _samples(videos: Sequence[str], root: str | None, split: str | None, most: i
 def _opened(settings: Sequence[Setting]) -> Iterator[list[_Entry]]:
     """The networks, each in its process, ready; the processes end with the block."""
     entries: list[_Entry] = []
-    processes: list[Apart[tuple[str, Any], Any]] = []
+    processes: list[Process[tuple[str, Any], Any]] = []
     try:
         with progress_bar() as bar:
             for setting in bar.track(settings, len(settings), description="loading"):
-                processes.append(Apart(serve))
+                processes.append(Process(serve))
                 loaded = processes[-1].call(("load", setting), PATIENCE)
                 if not isinstance(loaded, Loaded):
                     name, reason = setting.model.name, loaded.reason

@@ -26,12 +26,14 @@ class Seen:
         frames: Numbers of the different frames that were read, from the sample's first.
         fault: What is wrong with a file that can be read in part only.
         seconds: That reading took.
+        decoding: Of these, until the frames were there; the rest made them what the network sees.
     """
 
     inputs: Inputs
     frames: NDArray[np.int64]
     fault: str | None
     seconds: float
+    decoding: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +87,12 @@ def look(source: FrameSource, sample: Sample, views: Mapping[str, View], watch: 
     Raises:
         ValueError: In one line: the file, and what is wrong with it.
     """
-    began = time.perf_counter()
+    watch = watch or Stopwatch()
+    began, before = time.perf_counter(), watch.seconds.get("decode", 0.0)
     recorded = _Recorded(source)
     inputs = show(recorded, sample, views, NO_DRAW, watch=watch)
-    return Seen(inputs, recorded.frames, recorded.fault, time.perf_counter() - began)
+    decoding = watch.seconds.get("decode", 0.0) - before
+    return Seen(inputs, recorded.frames, recorded.fault, time.perf_counter() - began, decoding)
 
 
 def travel(

@@ -1,7 +1,8 @@
 """Networks that are ready to run: out of a run folder, in torch, or exported, without torch."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,12 +92,31 @@ def _load_exported(
     if any(data["kind"] == "flow" for data in config["views"].values()) and find_spec("cv2") is None:
         raise ValueError(f"{model}: sees optical flow, which OpenCV computes; pip install 'stillmotion[flow]'")
 
-    def run(inputs: Inputs) -> NDArray[np.float32]:
-        logits = network({name: x[None] for name, x in inputs.items()} if joins else inputs)
-        mean: NDArray[np.float32] = logits.mean(axis=0, dtype=np.float32)
-        return mean
+    return ExportedNetwork(network, joins, config.get("gmacs")), config
 
-    return run, config
+
+class ExportedNetwork:
+    """A network of an exported file: frames (N, T, C, H, W) by view -> logits (K,).
+
+    Args:
+        run: The graph, a function of batches.
+        joins: Whether it joins the moments of a sample, and has an axis for them.
+        gmacs: As in `models.cost.Cost`; None of files that do not tell.
+    """
+
+    def __init__(self, run: Run, joins: bool, gmacs: float | None = None) -> None:
+        self.run, self.joins, self.gmacs = run, joins, gmacs
+
+    def __call__(self, inputs: Inputs) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = self.batch([inputs])[0]
+        return logits
+
+    def batch(self, samples: Sequence[Inputs]) -> NDArray[np.float32]:
+        """Logits (B, K) of samples whose frames have the same shapes."""
+        join = np.stack if self.joins else np.concatenate
+        logits = self.run({name: join([inputs[name] for inputs in samples]) for name in samples[0]})
+        mean: NDArray[np.float32] = logits.reshape(len(samples), -1, logits.shape[-1]).mean(axis=1, dtype=np.float32)
+        return mean
 
 
 def _load_run(model: str, device: str, view: Mapping[str, Any], threads: int | None) -> tuple[Network, dict[str, Any]]:
@@ -137,9 +157,22 @@ class TorchNetwork:
         self.encoder, self.device = encoder, device
 
     def __call__(self, inputs: Inputs) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = self.batch([inputs])[0]
+        return logits
+
+    def batch(self, samples: Sequence[Inputs]) -> NDArray[np.float32]:
+        """Logits (B, K) of samples whose frames have the same shapes."""
         import torch
 
+        stacked = {f"student/{name}": np.stack([inputs[name] for inputs in samples]) for name in samples[0]}
         with torch.inference_mode():
-            batch = {f"student/{name}": torch.from_numpy(x)[None].to(self.device) for name, x in inputs.items()}
-            logits: NDArray[np.float32] = self.encoder.from_batch(batch, "student")["logits"][0].float().cpu().numpy()
+            batch = {name: torch.from_numpy(x).to(self.device) for name, x in stacked.items()}
+            logits: NDArray[np.float32] = self.encoder.from_batch(batch, "student")["logits"].float().cpu().numpy()
         return logits
+
+    @cached_property
+    def gmacs(self) -> float:
+        """As in `models.cost.Cost`."""
+        from stillmotion.models.cost import count_cost
+
+        return count_cost(self.encoder).gmacs

@@ -24,7 +24,7 @@ from stillmotion.calibration import check_cascade, confidence
 from stillmotion.config import LiveConfig
 from stillmotion.data.decode import probe
 from stillmotion.data.picture import reduced_size
-from stillmotion.data.source import Videos
+from stillmotion.data.source import FrameSource, Videos
 from stillmotion.data.table import Sample
 from stillmotion.inputs import find_samples, is_live
 from stillmotion.journey import Seen, look
@@ -166,20 +166,21 @@ class Predictor:
         unsure = self.reject is not None and bool(confidence(self.task, logits) < self.reject)
         return Prediction(name, labels, seconds, frames, answers=answers, unsure=unsure, **further)
 
-    def see(self, sample: Sample, watch: Stopwatch | None = None) -> Seen:
+    def see(self, sample: Sample, watch: Stopwatch | None = None, *, frames: FrameSource | None = None) -> Seen:
         """Reads what the network looks at, as evaluation does: nothing is random, one decode serves all views.
 
         Args:
             sample: The sample.
             watch: Learns how long the parts of it take.
+            frames: Where its frames come from; None decodes its file.
 
         Raises:
             ValueError: In one line: the file, and what is wrong with it.
         """
         watch = watch or Stopwatch()
         with watch.part("decode"):  # whole frames are as large as the video
-            views = self._shown(sample)
-        return look(Videos(self.short_side), sample, views, watch)
+            views = self.shown(sample)
+        return look(frames or Videos(self.short_side), sample, views, watch)
 
     def views_of(self, size: tuple[int, int]) -> dict[str, View]:
         """What is done to frames of this height and width before the network sees them."""
@@ -187,7 +188,8 @@ class Predictor:
             return self.views
         return {name: replace(view, size=size, resize=None) for name, view in self.views.items()}
 
-    def _shown(self, sample: Sample) -> dict[str, View]:
+    def shown(self, sample: Sample) -> dict[str, View]:
+        """What is done to the frames of a sample before the network sees them."""
         if not self.whole_frames:
             return self.views
         info = probe(sample.path)
@@ -276,7 +278,7 @@ def predict(
             failed += prediction.error is not None
             partly += prediction.error is None and prediction.fault is not None
             write(prediction)
-        with _stop_signal() if streams else nullcontext() as stop:
+        with stop_signal() if streams else nullcontext() as stop:
             for name in streams:
                 from stillmotion.live import watch  # not needed for files, which are to be answered at once
 
@@ -292,7 +294,7 @@ def predict(
 
 
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
+def stop_signal() -> Iterator[threading.Event]:
     """Set by SIGTERM, with which services are stopped: what is being watched then ends as if its source had ended."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

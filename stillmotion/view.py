@@ -5,7 +5,7 @@ The ground floor: plain data, no imports from the package and none but the stand
 
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, get_args, get_origin
 
 Kind = Literal["rgb", "difference", "flow", "feature"]
@@ -18,6 +18,8 @@ Box = tuple[float, float, float, float]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LEAST_SIDE = 144
+"""Pixels of the shorter side of a picture for people, where the view's geometry allows another size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +176,20 @@ class View:
         if unknown := sorted(set(data) - known):
             raise ValueError(f"unknown view setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
         return cls(**data)
+
+
+def visible(view: View) -> View:
+    """The frames of a view as colours, large enough to look at where its geometry does not depend on its size."""
+    size = view.size
+    if view.resize is None and min(size) < LEAST_SIDE:
+        factor = -(-LEAST_SIDE // min(size))
+        size = (factor * size[0], factor * size[1])
+    return replace(view, kind="rgb", size=size)
+
+
+def shown_view(views: Mapping[str, View]) -> str:
+    """The view whose frames are shown: the first that sees colours, or the first."""
+    return next((name for name, view in views.items() if view.kind == "rgb"), next(iter(views)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,7 @@ class _Counted:
         self._lock = Lock()
         self._last: tuple[_Known | None, list[VideoFrame]] = (None, [])
 
-    def put(self, known: _Known, frames: list[VideoFrame]) -> None:
+    def put(self, known: _Known | None, frames: list[VideoFrame]) -> None:
         with self._lock:
             self._last = (known, frames)
 
@@ -187,11 +187,13 @@ def timeline(path: str | Path) -> Timeline:
     return Timeline(info.num_frames, info.fps, info.keyframes, info.fault)
 
 
-def forget(path: str | Path) -> None:
-    """Reads a video again as if for the first time in this process."""
-    name = str(Path(path).absolute())
-    for key in [key for key in list(_known) if key[0] == name]:
+def forget(path: str | Path | None = None) -> None:
+    """Reads a video, or all of them, again as if for the first time in this process."""
+    name = None if path is None else str(Path(path).absolute())
+    for key in [key for key in list(_known) if name in (None, key[0])]:
         _known.pop(key, None)
+    if path is None:
+        _counted.put(None, [])
 
 
 class _Sheet:

@@ -67,14 +67,14 @@ class _Tender(threading.Thread, Generic[Item, Result]):
     ):
         super().__init__(daemon=True)
         self.function, self.items, self.todo, self.done, self.timeout = function, items, todo, done, timeout
-        self.process: Apart[Item, Result] | None = None
+        self.process: Process[Item, Result] | None = None
         self.ended = False
 
     def run(self) -> None:
         try:
             while not self.ended:
                 position = self.todo.get_nowait()
-                self.process = self.process or Apart(self.function)
+                self.process = self.process or Process(self.function)
                 result = self.process.call(self.items[position], self.timeout)
                 if isinstance(result, Failure):
                     self.process = None
@@ -90,11 +90,11 @@ class _Tender(threading.Thread, Generic[Item, Result]):
             self.process.end()
 
 
-class Apart(Generic[Item, Result]):
+class Process(Generic[Item, Result]):
     """A process that shares nothing with this one, and the line to it.
 
     Args:
-        function: Importable by name; what it remembers stays in that process.
+        function: Importable by name (or pickled); what it remembers stays in that process.
 
     Raises:
         RuntimeError: It does not even start.

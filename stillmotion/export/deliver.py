@@ -164,6 +164,7 @@ def describe(
     folder: Path, encoder: "Encoder", task: "Task", config: Mapping[str, Any], settings: Settings, licence: str | None
 ) -> dict[str, Any]:
     """What travels in a file: plain data."""
+    from stillmotion.models.cost import count_cost
     from stillmotion.run import fingerprint
 
     trained = folder / "settings.json"
@@ -178,6 +179,7 @@ def describe(
         "preprocess": settings.preprocess,
         "precision": settings.precision,
         "model": config["model"],
+        "gmacs": count_cost(encoder).gmacs,
         "licence": licence or _licence(given),
         "training": {
             "weights": fingerprint(str(folder), None),

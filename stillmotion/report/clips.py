@@ -18,11 +18,9 @@ from stillmotion.data.table import Sample
 from stillmotion.models.encoder import Encoder
 from stillmotion.report.html import MOST_STRIP
 from stillmotion.report.subject import Subject
-from stillmotion.view import NO_DRAW, View
+from stillmotion.view import NO_DRAW, View, visible
 
 Frames = NDArray[np.uint8]
-LEAST_SIDE = 144
-"""Pixels of the shorter side of a picture, where the view's geometry allows another size."""
 STEPS = 8
 """Steps from frame to frame over which motion is taken."""
 
@@ -82,20 +80,6 @@ class Shelf:
         mean, speed = fields.mean(0), np.linalg.norm(fields, axis=-1).mean(0)
         scale = speed / np.maximum(np.linalg.norm(mean, axis=-1), 1e-6)
         return np.asarray(mean * scale[..., None], np.float32)
-
-
-def visible(view: View) -> View:
-    """The frames of a view as colours, large enough to look at where its geometry does not depend on its size."""
-    size = view.size
-    if view.resize is None and min(size) < LEAST_SIDE:
-        factor = -(-LEAST_SIDE // min(size))
-        size = (factor * size[0], factor * size[1])
-    return replace(view, kind="rgb", size=size)
-
-
-def shown_view(views: dict[str, View]) -> str:
-    """The view whose frames are shown: the first that sees colours, or the first."""
-    return next((name for name, view in views.items() if view.kind == "rgb"), next(iter(views)))
 
 
 def nearest_frame(shelf: Shelf, sample: Sample, view: View, frame: int) -> tuple[int, int]:

@@ -8,11 +8,11 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from stillmotion.models.pretrained import read_config
-from stillmotion.report.clips import Clock, Shelf, shown_view, visible
+from stillmotion.report.clips import Clock, Shelf
 from stillmotion.report.html import picture, piece, strip
 from stillmotion.report.subject import Missing, Subject
 from stillmotion.tasks import Classes, Score, Targets, Task
-from stillmotion.view import View
+from stillmotion.view import View, shown_view, visible
 
 
 def errors(subject: Subject) -> Markup:

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from stillmotion.data.table import Sample
 from stillmotion.models.encoder import Encoder
-from stillmotion.report.clips import Clock, Shelf, first_frame, nearest_frame, outputs_of, shown_view, visible
+from stillmotion.report.clips import Clock, Shelf, first_frame, nearest_frame, outputs_of
 from stillmotion.report.flow_preview import flow_colours
 from stillmotion.report.gradcam import blend, grad_cam, to_bytes
 from stillmotion.report.html import Cell, picture, piece, strip, table
 from stillmotion.report.subject import ROLES, Missing, Subject, spread
 from stillmotion.tasks import Classes, Task
-from stillmotion.view import View
+from stillmotion.view import View, shown_view, visible
 
 FASTEST = 0.2
 """Share of the picture that counts as moving."""

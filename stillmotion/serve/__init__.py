@@ -1,0 +1,1 @@
+"""`stillmotion serve`: prediction over HTTP, and one page for people. No torch where an exported file is served."""
