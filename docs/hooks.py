@@ -58,7 +58,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         folder = parts[1] if parts[0] == "configs" and len(parts) > 1 else parts[0]
         return f"]({up}recipes/{folder}.md{anchor})"
 
-    return re.sub(r"\]\(((?:\.\./)+[\w./-]+)\)", lead, markdown)
+    markdown = re.sub(r"\]\(((?:\.\./)+[\w./-]+)\)", lead, markdown)
+    # GitHub wants `a\|b` in a table's code, Python-Markdown shows the backslash.
+    return re.sub(r"^\|.*\|$", lambda row: re.sub(r"`[^`]*`", _plain_bars, row[0]), markdown, flags=re.MULTILINE)
+
+
+def _plain_bars(code: re.Match[str]) -> str:
+    return code[0].replace("\\|", "|")
 
 
 def pages() -> dict[str, str]:

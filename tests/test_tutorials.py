@@ -43,7 +43,7 @@ def assert_results(name: str) -> None:
     if name == "camera":
         assert Path("runs/clip/report.html").exists()
         events = Path("events.csv").read_text().splitlines()
-        assert events[0].startswith("path,label,start")
+        assert events[0].startswith("id,source,label,start,end")
         assert len(Path("decisions.jsonl").read_text().splitlines()) >= 20  # 120 frames, one decision every 4
     elif name == "targets":
         assert Path("out/results.json").exists()
