@@ -29,8 +29,8 @@ COMMANDS: dict[str, Any] = {
     "baselines": api.baselines,
     "export": api.export,
     "benchmark": api.benchmark,
-    "data": {"_help": "Tables: check one, make one from a data set's official files, and where to get these.",
-             "check": api.check, "table": api.table, "fetch-list": api.fetch_list},
+    "data": {"_help": "Tables: check, divide, make them from official files, and where to get these.",
+             "check": api.check, "split": api.split, "table": api.table, "fetch-list": api.fetch_list},
     "render": {
         "_help": "Videos that need no data set.",
         "scenes": api.render_scenes,

@@ -893,6 +893,37 @@ def check(table: str, *, json: str | None = None, workers: int | None = None, ro
     return run_check(table, root=root, json=json, workers=workers)
 
 
+def split(
+    table: str,
+    *,
+    output: str,
+    test_share: float = 0.2,
+    val_share: float = 0.0,
+    target: str | None = "label",
+    seed: int = 0,
+    root: str | None = None,
+) -> int:
+    """Divides a table, or a folder of class folders, into training and test, and writes it as CSV.
+
+    Samples of one group stay together, classes stay in proportion. A table that has splits is refused.
+
+    Args:
+        table: CSV or Parquet table, or a folder of class folders.
+        output: The CSV to write; paths in it are relative to its folder where possible.
+        test_share: Share of the groups for the split `test`; every class with two groups is in both.
+        val_share: Share of the rest for the split `val`. Without one, trainings that need validation hold out groups.
+        target: Column of the classes that are kept in proportion; null draws groups alone.
+        seed: Which groups.
+        root: Folder that the table's relative paths start from.
+    """
+    from stillmotion.data.sets import summary
+    from stillmotion.data.split import write_splits
+
+    shares = {"test": test_share, "val": val_share}
+    print(f"{output}: {summary(write_splits(table, output, shares, target=target, seed=seed, root=root))}")
+    return 0
+
+
 def table(
     name: str,
     root: str,

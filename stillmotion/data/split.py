@@ -2,10 +2,11 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from stillmotion.data.table import Sample, Table, TableError
+from stillmotion.data.table import Sample, Table, TableError, read_table
 
 
 def drop_labels(
@@ -89,6 +90,55 @@ def hold_out(
         raise TableError(f"{table.source}: no class has two groups, so none can be held out; name a validation split")
     train, val = _divide(table, held)
     return train, val
+
+
+def write_splits(
+    source: str | Path,
+    output: str | Path,
+    shares: Mapping[str, float],
+    *,
+    target: str | None = "label",
+    seed: int = 0,
+    root: str | None = None,
+) -> Table:
+    """Divides a table that has no splits into `train` and others, and writes it as CSV.
+
+    Args:
+        source: CSV or Parquet table, or a folder of class folders.
+        output: The CSV.
+        shares: Share of each other split in what the ones before it left; 0 leaves it out.
+        target: Column of the classes that are kept in proportion; None: groups alone.
+        seed: Which groups.
+        root: Folder that relative paths start from.
+
+    Returns:
+        The table, its rows in their order.
+
+    Raises:
+        ValueError: The table has splits already, no such column, or a share that is not in [0, 1).
+    """
+    table = read_table(source, root=root)
+    if table.splits:
+        raise TableError(f"{source}: has the splits {', '.join(table.splits)} already; remove them to draw new ones")
+    if Path(output).suffix.lower() != ".csv":
+        raise ValueError(f"output={output}: give a name that ends in .csv")
+    if target is not None:
+        table.classes(target)  # says which columns there are
+
+    def strata(sample: Sample) -> list[str]:
+        return [""] if target is None else [sample.targets[target]] if target in sample.targets else []
+
+    split_of: dict[str, str] = {}
+    rest = table
+    for name, share in shares.items():
+        if not 0.0 <= share < 1.0:
+            raise ValueError(f"{name}_share={share}: must be at least 0 and below 1")
+        if share:
+            rest, held = hold_out(rest, share, seed, strata=strata)
+            split_of |= {s.id: name for s in held}
+    divided = replace(table, samples=tuple(replace(s, split=split_of.get(s.id, "train")) for s in table))
+    divided.write(output)
+    return divided
 
 
 def group_folds(

@@ -166,7 +166,7 @@ class Table:
         chosen = tuple(s for s in self.samples if (s.split == keep if isinstance(keep, str) else keep(s)))
         if not chosen:
             if isinstance(keep, str):
-                have = ", ".join(self.splits) or "none: add a column `split`"
+                have = ", ".join(self.splits) or "none: add a column `split`, as `stillmotion data split` does"
                 raise TableError(f"{self.source}: no sample in split {keep!r}; splits here: {have}")
             raise TableError(f"{self.source}: no sample is left")
         return replace(self, samples=chosen)

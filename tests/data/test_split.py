@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from stillmotion.__main__ import main
 from stillmotion.data.split import drop_labels, group_folds, hold_out, leave_one_group_out
-from stillmotion.data.table import Sample, Table, TableError
+from stillmotion.data.table import Sample, Table, TableError, read_table
 from stillmotion.tasks import Classification
 
 TASK = Classification(("a", "b", "c"))
@@ -98,3 +99,55 @@ def test_drop_labels_keeps_a_share_of_each_class() -> None:
     assert drop_labels(table, ["label"], 0.1, seed=1, stratum=TASK.stratum) != fewer
     with pytest.raises(ValueError, match=r"label_fraction=0: must be above 0"):
         drop_labels(table, ["label"], 0, seed=0, stratum=TASK.stratum)
+
+
+def class_folders(root: Path, *classes: str, each: int) -> Path:
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for k in range(each):
+            (root / name / f"{k}.mp4").touch()
+    return root
+
+
+def test_data_split_divides_class_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = class_folders(tmp_path / "videos", "bow", "jump", each=10)
+    assert main(["data", "split", str(folder), "--output", str(tmp_path / "t.csv"), "--val_share", "0.25"]) == 0
+    assert "20 samples, 2 classes" in capsys.readouterr().out
+    written = read_table(tmp_path / "t.csv")
+    counts = Counter((s.split, s.targets["label"]) for s in written)
+    # 2 of 10 for the test, a quarter of the other 8 for validation
+    assert counts == {(s, c): n for s, n in (("test", 2), ("val", 2), ("train", 6)) for c in ("bow", "jump")}
+    assert [s.path for s in written] == sorted(folder.rglob("*.mp4"))
+
+
+def test_data_split_keeps_groups_together_and_needs_no_classes(tmp_path: Path) -> None:
+    rows = "".join(f"{k}.mp4,{k / 7},p{k // 4}\n" for k in range(40))
+    (tmp_path / "in.csv").write_text("path,score,group\n" + rows)
+    for k in range(40):
+        (tmp_path / f"{k}.mp4").touch()
+    arguments = ["data", "split", str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv")]
+    assert main([*arguments, "--target", "null"]) == 0
+    written = read_table(tmp_path / "out.csv")
+    sides = {s.group: s.split for s in written}
+    assert all(sides[s.group] == s.split for s in written)
+    assert Counter(sides.values()) == {"train": 8, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("head", "more", "message"),
+    [
+        ("path,label,split", ["--test_share", "0.5"], "has the splits train already"),
+        ("path,action,group", [], "rename `action` to `label`"),
+        ("path,label,group", ["--test_share", "1"], "test_share=1.0: must be at least 0 and below 1"),
+    ],
+)
+def test_data_split_refuses_in_one_line(
+    head: str, more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "in.csv").write_text(f"{head}\na.mp4,bow,train\n")
+    assert main(["data", "split", str(tmp_path / "in.csv"), "--output", str(tmp_path / "o.csv"), *more]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "o.csv").exists()

@@ -267,7 +267,7 @@ def test_select_names_the_splits_there_are(write: Write) -> None:
     assert [s.name for s in table.select(lambda s: s.line == 2)] == ["a.mp4"]
     with pytest.raises(TableError, match=r"no sample in split 'val'; splits here: train, test$"):
         table.select("val")
-    with pytest.raises(TableError, match=r"splits here: none: add a column `split`$"):
+    with pytest.raises(TableError, match=r"splits here: none: add a column `split`, as `stillmotion data split` does$"):
         read_table(write("path\na.mp4\n")).select("train")
 
 
