@@ -166,7 +166,7 @@ def _see(dataset: VideoDataset, row: int, watch: Stopwatch) -> Seen:
     extent = dataset.source.extent(dataset.table[row])
     views = [*dataset.frame_views.values(), *dataset.feature_views.values()]
     shown = [extent.frames_of(view, NO_DRAW).ravel() for view in views]
-    return Seen(inputs, np.unique(np.concatenate(shown)), item.get("fault"), seconds)
+    return Seen(inputs, np.unique(np.concatenate(shown)), item.get("fault"), seconds, decoding=seconds)
 
 
 def distance(student: Predictions, teacher: Predictions, reference: Predictions | None, task: Task) -> dict[str, float]:
