@@ -91,6 +91,8 @@ def test_from_a_file_to_its_answer(
 def test_by_keys_alone(page: object, film: Path, make_video: MakeVideo) -> None:
     check: Page = page
     make_video(film, moving(30), fps=10, codec="libvpx")
+    check.bring_to_front()
+    check.wait_for_function("document.hasFocus()")
     check.keyboard.press("Tab")
     assert check.evaluate("document.activeElement.id") == "file"
     with check.expect_file_chooser() as chooser:
