@@ -169,8 +169,8 @@ def test_recipe_of_rendered_videos_claims_nothing(path: Path) -> None:
     assert options == {
         "plain_with_branch": {"weight": 0},
         "hallucinet": {"weight": weight},
-        **others,
         "shuffled": {"weight": weight, "control": "shuffled"},
+        **others,
     }
     assert all(rows[name]["student"] == rows["plain"]["student"] for name in options)
     assert settings["reference"] == ["plain", "plain_with_branch", "shuffled"]
