@@ -150,10 +150,12 @@ def coloured(predictor: Any) -> Any:
 
 def memory() -> float:
     """Of this process now, in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024.0
-    raise RuntimeError("no VmRSS in /proc/self/status")
+    from stillmotion.memory import resident_mib
+
+    held = resident_mib("now")
+    if held is None:
+        raise RuntimeError("this system does not tell how much memory a process holds")
+    return held
 
 
 def serve(pipe: Any, plan: list[tuple[float, float]]) -> None:

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 
 from stillmotion.config import ModelConfig
-from stillmotion.cost_facts import accuracy_of, kind_of, megabytes_of, size_of
+from stillmotion.cost_facts import accuracy_of, facts_of, kind_of, megabytes_of, size_of
 from stillmotion.cost_worker import Answered, Clock, Loaded, Refused, Setting, serve
 from stillmotion.data.packets import sample_bytes
 from stillmotion.data.pool import Failure, Process
@@ -287,13 +287,14 @@ def _costs(entry: _Entry, name: str, samples: Sequence[Sample], rows: Sequence[i
     memory = entry.ask("memory", None)  # before videos are read ahead
     seconds = entry.ask("stream", used)
     views = entry.loaded.views.values()
-    params, gmacs = size_of(entry.config, entry.loaded)
+    facts = facts_of(entry.config.name)
+    params, gmacs = size_of(entry.config, entry.loaded, facts)
     answers = [(samples[row], entry.trips[row][0]) for row in rows]
     metric, accuracy, source = accuracy_of(entry.config.name, entry.loaded, answers)
     return Costs(
         name=name,
         model=entry.config.name,
-        kind=kind_of(entry.config.name),
+        kind=kind_of(entry.config.name, facts),
         ms=parts,
         total_ms=sum(parts.values()),
         percentiles=percentiles([1e3 * a.trip.total for row in rows for a in entry.trips[row]]),

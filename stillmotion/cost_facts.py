@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,17 +16,20 @@ from stillmotion.export.formats import format_of
 from stillmotion.networks import open_exported
 from stillmotion.results import read_results
 
+Facts = dict[str, Any]
 
-def kind_of(model: str) -> str:
+
+def facts_of(model: str) -> Facts | None:
+    """What an exported file says of itself; None of other models."""
+    return None if format_of(model) is None else open_exported(model, device="cpu")[1]
+
+
+def kind_of(model: str, facts: Facts | None) -> str:
     """`torch`, or format and precision of an exported file."""
-    kind = format_of(model)
-    if kind is None:
-        return "torch"
-    precision = open_exported(model, device="cpu")[1]["precision"]
-    return f"{Path(model).suffix[1:]} {precision}"
+    return "torch" if facts is None else f"{Path(model).suffix[1:]} {facts['precision']}"
 
 
-def size_of(config: ModelConfig, loaded: Loaded) -> tuple[int | None, float | None]:
+def size_of(config: ModelConfig, loaded: Loaded, facts: Facts | None) -> tuple[int | None, float | None]:
     """Parameters and GMACs a video, of an exported file those of the network that it was made from.
 
     None and None where torch is not installed.
@@ -36,8 +40,8 @@ def size_of(config: ModelConfig, loaded: Loaded) -> tuple[int | None, float | No
         from stillmotion.models.pretrained import load_pretrained
     except ModuleNotFoundError:
         return None, None
-    if format_of(config.name) is not None:
-        encoder = create_model(**open_exported(config.name, device="cpu")[1]["model"])
+    if facts is not None:
+        encoder = create_model(**facts["model"])
     elif is_trained(config.name):
         encoder = load_pretrained(config.name, weights=False)[0]
     else:

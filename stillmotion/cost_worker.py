@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stillmotion.config import ModelConfig
 from stillmotion.data.decode import forget
+from stillmotion.data.faults import one_line
 from stillmotion.data.table import Sample
 from stillmotion.export.formats import format_of
 from stillmotion.journey import Trip, travel
@@ -154,4 +155,4 @@ def serve(request: tuple[str, Any]) -> Any:
     try:
         return getattr(_here(), name)(value)
     except (ValueError, OSError) as error:
-        return Refused(" ".join(str(error).split()) or type(error).__name__)
+        return Refused(one_line(error))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from stillmotion.data.decode import decode_frames, probe
+from stillmotion.data.faults import one_line
 from stillmotion.data.table import Sample
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def write_overlay(target: Path, sample: Sample, prediction: "Prediction", predic
             for i, frame in enumerate(_frames(sample.path, start, end, info.width * info.height * 3)):
                 video.add(draw_overlay(frame, prediction.lines, marks, (i + 1) / (end - start)))
     except (ValueError, OSError) as error:
-        return replace(prediction, error=" ".join(str(error).split()))
+        return replace(prediction, error=one_line(error))
     return prediction
 
 

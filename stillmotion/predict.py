@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from stillmotion.calibration import check_cascade, confidence
 from stillmotion.config import LiveConfig
 from stillmotion.data.decode import probe
+from stillmotion.data.faults import one_line
 from stillmotion.data.picture import reduced_size
 from stillmotion.data.source import FrameSource, Videos
 from stillmotion.data.table import Sample
@@ -215,7 +216,7 @@ class Predictor:
 
 
 def _unreadable(sample: Sample, error: Exception) -> Prediction:
-    return Prediction(sample.id, [], 0.0, 0, " ".join(str(error).split()) or type(error).__name__)
+    return Prediction(sample.id, [], 0.0, 0, one_line(error))
 
 
 def predict(

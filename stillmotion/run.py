@@ -244,14 +244,13 @@ def fingerprint(name: str, weights: str | None) -> str | None:
 
 def environment() -> dict[str, Any]:
     """Versions, hardware, commit and time, for `environment.json`."""
-    gpus, threads = [], None
+    gpus: list[str] = []
+    threads = None
     if find_spec("torch") is not None:  # the core install predicts without it
         import torch
 
-        gpus, threads = (
-            [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-            torch.get_num_threads(),
-        )
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        threads = torch.get_num_threads()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),

@@ -14,6 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from stillmotion.config import LiveConfig
+from stillmotion.data.faults import one_line
 
 TIMEOUT = 10.0
 """Seconds without data after which a connection counts as broken."""
@@ -165,7 +166,7 @@ class Stream:
                     if self._closed.is_set() or self._count == self.config.max_frames:
                         return None
         except (av.FFmpegError, OSError, ValueError) as error:
-            return " ".join(str(error).split())
+            return one_line(error)
         return "the stream broke off" if self.endless else None
 
     def _begin(self, seconds: float) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from stillmotion.data.faults import one_line
 from stillmotion.data.flow import RAFT
 from stillmotion.data.flow_files import PARTS
 from stillmotion.data.flow_store import FlowSettings, FlowStore
@@ -124,7 +125,7 @@ def _add(store: FlowStore, sample: Sample) -> Answer:
     try:
         return None, store.add(sample)["fault"]
     except (ValueError, OSError) as error:
-        return " ".join(str(error).split()), None
+        return one_line(error), None
 
 
 def _known_faults(broken: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, default_collate
 
+from stillmotion.data.faults import one_line
 from stillmotion.data.flow_store import FlowStore, open_flow
 from stillmotion.data.source import FrameSource, Videos, show
 from stillmotion.data.store import FeatureStore, FrameStore
@@ -133,7 +134,7 @@ class VideoDataset(Dataset[Item]):
                 if fault := self._seen_by().extent(sample).fault:
                     item["fault"] = fault
         except (ValueError, OSError) as error:
-            return {"index": row, "error": " ".join(str(error).split())}
+            return {"index": row, "error": one_line(error)}
         return item
 
     def _seen_by(self) -> FrameSource | FlowStore:

@@ -12,6 +12,15 @@ class VideoError(ValueError):
     """A video, image folder or still image cannot be read as asked; one line names the file and what is wrong."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; its type if it says nothing.
+
+    >>> one_line(ValueError("a.mp4:\\n  cut short")), one_line(MemoryError())
+    ('a.mp4: cut short', 'MemoryError')
+    """
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def missing_bytes(path: Path) -> tuple[int, int] | None:
     """Present and declared size in bytes of a file that was cut short, or None if nothing says so.
 

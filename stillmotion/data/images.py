@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from stillmotion.data.examine import DIGEST_SIZE, Examination
-from stillmotion.data.faults import VideoError
+from stillmotion.data.faults import VideoError, one_line
 from stillmotion.data.picture import Size, as_array, scaled
 from stillmotion.data.table import IMAGE_SUFFIXES
 
@@ -124,5 +124,5 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        words = " ".join(str(error).split()) or type(error).__name__
+        words = one_line(error)
         raise VideoError(f"{path}: an image that cannot be read ({words})") from error

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from stillmotion.data.faults import one_line
 from stillmotion.data.journal import Entry, Journal, StoreError
 from stillmotion.data.source import Extent, Videos, damaged_frames
 from stillmotion.data.store import FRAME, PACK_AGAIN, Codec, file_size
@@ -109,7 +110,7 @@ class _Records:
                 extent = self.videos.extent(sample)
                 return self._record(sample, extent, known, damaged_frames(self.videos, sample, extent))
         except (ValueError, OSError) as error:
-            return b"", {**known, "error": " ".join(str(error).split())}
+            return b"", {**known, "error": one_line(error)}
 
     def _record(self, sample: Sample, extent: Extent, known: Entry, damaged: frozenset[int]) -> tuple[bytes, Entry]:
         size: list[int] = []

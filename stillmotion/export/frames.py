@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from stillmotion.data.faults import one_line
 from stillmotion.data.flow import RAFT
 from stillmotion.data.sampling import spread_evenly
 from stillmotion.data.table import Sample, Table, read_table
@@ -91,7 +92,7 @@ class Frames:
                 try:
                     seen = predictor.see(sample)
                 except (ValueError, OSError) as error:
-                    errors[sample.id] = " ".join(str(error).split())
+                    errors[sample.id] = one_line(error)
                     continue
                 yield sample, seen.inputs
 

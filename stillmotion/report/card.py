@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 
+from stillmotion.data.faults import one_line
 from stillmotion.report.cost import card_section
-from stillmotion.report.subject import Missing, Subject, one_line, read_subject
+from stillmotion.report.subject import Missing, Subject, read_subject
 from stillmotion.results import format_cost, format_metric, head_of, is_accuracy, paired_bootstrap, write_atomic
 from stillmotion.tasks import Classes
 from stillmotion.view import View

@@ -274,11 +274,6 @@ def read_subject(
     return subject
 
 
-def one_line(error: Exception) -> str:
-    """What went wrong, for a warning."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _is_run(path: str | Path) -> bool:
     from stillmotion.models.pretrained import is_run
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillmotion.data.decode import decode_frames, forget, timeline
+from stillmotion.data.decode import decode_frames, forget, probe, timeline
+from stillmotion.data.faults import one_line
 from stillmotion.data.images import reduced
 from stillmotion.data.picture import reduced_size
 from stillmotion.data.sampling import spread_evenly
@@ -136,8 +137,8 @@ class Reader:
             return self._read(order, order.path)
         except (ValueError, OSError) as error:
             # Where it lies is nobody's business.
-            words = " ".join(str(error).split()).replace(f"{order.path}: ", "").replace(f"'{order.path}'", "it")
-            return Unreadable(422, f"the file cannot be read: {words or type(error).__name__}")
+            words = one_line(error).replace(f"{order.path}: ", "").replace(f"'{order.path}'", "it")
+            return Unreadable(422, f"the file cannot be read: {words}")
         except MemoryError:
             return Unreadable(422, f"the file cannot be read within {self.mib} MiB of memory")
         except _TooMuch as error:
@@ -243,8 +244,6 @@ class _Shared:
         return {int(i) + int(part.start or 0) for v in views.values() for i in extent.frames_of(v, NO_DRAW).ravel()}
 
     def _frame_size(self, part: Sample) -> int:
-        from stillmotion.data.decode import probe
-
         info = probe(part.path)
         width, height = reduced_size((info.width, info.height), self.videos.short_side)
         return width * height * 3

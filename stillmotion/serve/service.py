@@ -175,9 +175,14 @@ class Service:
             elif asked.heat:
                 notes.append(f"{self.names[number]}: {NO_HEAT}")
             looked = await asyncio.get_running_loop().run_in_executor(None, _looked, reading.pictures[number], heat)
-        targets = {name: t for name, t in told["targets"].items()} if "targets" in told else None
-        return Said(text=told.get("text", ""), labels=told.get("labels"), targets=targets, frames=told["frames"],
-                    cost=cost, looked_at=looked)  # fmt: skip
+        return Said(
+            text=told.get("text", ""),
+            labels=told.get("labels"),
+            targets=told.get("targets"),
+            frames=told["frames"],
+            cost=cost,
+            looked_at=looked,
+        )
 
     def _network(self, number: int) -> Network:
         predictor, name = self.predictors[number], self.names[number]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stillmotion.data.faults import one_line
 from stillmotion.data.table import TableError
 
 Allowed = Literal["scalar", "array"]
@@ -43,7 +44,7 @@ def load_plain(path: Path, *, allow: Collection[Allowed] = ()) -> Any:
         except _RefusedError as error:
             raise TableError(f"{path}: {error}; get the file from its official page again") from None
         except Exception as error:  # a damaged pickle may raise anything
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise TableError(f"{path}: not a readable pickle ({reason}); get it from its official page again") from None
 
 
