@@ -174,6 +174,6 @@ def test_clips_of_the_camera_for_a_network_that_sees_clips(
         check.goto(own.url)
         check.wait_for_selector("body[data-ready]")
         check.click("#camera")
-        check.wait_for_selector(".answer")
-        assert "3 frames" in check.inner_text(".ms-words")
+        # A busy machine may record a clip of one frame first; a still would never have three.
+        check.wait_for_selector(".ms-words:has-text('3 frames')")
         check.close()
