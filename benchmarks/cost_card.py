@@ -17,9 +17,6 @@ from typing import Any
 
 from stillmotion.config import ModelConfig
 from stillmotion.cost_card import Card, Costs, cost_card
-from stillmotion.export import export
-from stillmotion.models.factory import create_model
-from stillmotion.models.pretrained import save_pretrained
 from stillmotion.report.cost import Cells, resource_rows, time_rows, write_card_files
 from stillmotion.results import write_atomic
 from stillmotion.run import csv_text
@@ -34,6 +31,10 @@ PAPER = {"c3d": (734, 200.0), "torchvision/vgg11_bn": (112, 90.0)}
 
 def save(folder: Path, label: str, name: str, **settings: Any) -> str:
     """A run folder with random weights."""
+    # Not on top: the processes whose memory is measured import this file, and those of exported files need no torch.
+    from stillmotion.models.factory import create_model
+    from stillmotion.models.pretrained import save_pretrained
+
     encoder = create_model(name, num_classes=TASK.num_outputs, **settings)
     return str(save_pretrained(encoder.eval(), TASK, folder / label))
 
@@ -47,6 +48,8 @@ def two_stream(folder: Path, method: str) -> str:
 
 def builders(folder: Path, table: Path) -> dict[str, Callable[[], object]]:
     """What is compared, by name; each makes its run folder or file. The others are compared with the first."""
+    from stillmotion.export import export
+
     keyframe = {"size": 112, "moment": "keyframe"}
     files = {name: str(folder / name) for name in ("student.onnx", "student_int8.onnx", "student_keyframe.onnx")}
     return {

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stillmotion.data.table import Sample, Table, TableError
+from stillmotion.data.table import Sample, Table, TableError, comma_list
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def check_classes(table: Table, train: str, test: str | None, target: str = "lab
         names: Classes in its values.
 
     Returns:
-        Warnings, one line for each class that has training samples and no test samples.
+        A warning, if classes have training samples and no test samples.
 
     Raises:
         TableError: A class has test samples but none in training, or no training sample has a label.
@@ -70,8 +70,11 @@ def check_classes(table: Table, train: str, test: str | None, target: str = "lab
             f"{table.source} {lines}: class {name!r} has samples in split {test!r} and none in {train!r}; add training "
             "samples, correct the label, or remove these rows"
         )
-    return [f"{table.source}: class {c!r} has samples in split {train!r} and none in {test!r}"
-            for c in known if c not in found]  # fmt: skip
+    missing = [repr(c) for c in known if c not in found]
+    if not missing:
+        return []
+    classes = f"class {missing[0]} has" if len(missing) == 1 else f"classes {comma_list(missing)} have"
+    return [f"{table.source}: {classes} samples in split {train!r} and none in {test!r}"]
 
 
 def check_labels(table: Table, known: Sequence[str], target: str = "label", names: Names = list) -> None:
@@ -91,15 +94,13 @@ def check_labels(table: Table, known: Sequence[str], target: str = "label", name
         value = s.targets.get(target)
         if value is not None and (unknown := [name for name in names([value]) if name not in expected]):
             lines = _lines([t for t in table if t.targets.get(target) == value])
-            shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
             raise TableError(
-                f"{table.source} {lines}: unknown {target} {unknown[0]!r}; classes: {shown}; correct the label, or "
-                "leave it empty for an unlabelled sample"
+                f"{table.source} {lines}: unknown {target} {unknown[0]!r}; classes: {comma_list(known)}; "
+                "correct the label, or leave it empty for an unlabelled sample"
             )
 
 
 def _lines(samples: Sequence[Sample]) -> str:
     names = [str(s.line) if s.line else s.name for s in samples]
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     kind = "line" if samples[0].line else "file"
-    return f"{kind}{'s' if len(names) > 1 else ''} {shown}"
+    return f"{kind}{'s' if len(names) > 1 else ''} {comma_list(names, 5)}"

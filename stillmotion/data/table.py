@@ -45,6 +45,15 @@ SEPARATOR = "|"
 """Between the labels of a sample that has several."""
 
 
+def comma_list(names: Sequence[str], most: int = 8) -> str:
+    """The first of many names.
+
+    >>> comma_list(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def split_labels(value: str) -> list[str]:
     """Labels in a cell of a table.
 

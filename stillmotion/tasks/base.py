@@ -3,7 +3,7 @@
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -236,8 +236,3 @@ def as_int(values: Any) -> Any:
 def as_float(values: Any) -> Any:
     """Numbers as float32, array or tensor."""
     return values.astype(np.float32) if isinstance(values, np.ndarray) else values.float()
-
-
-def comma_list(names: Sequence[str], most: int = 8) -> str:
-    """The first names of many."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillmotion.data.splits import check_labels
-from stillmotion.data.table import Sample, Table, TableError, split_labels
+from stillmotion.data.table import Sample, Table, TableError, comma_list, split_labels
 from stillmotion.protocols.pooling import Pooling, hit_at_k, mean_average_precision, pool_clips, sigmoid, softmax
-from stillmotion.tasks.base import UNLABELLED, Answer, Logits, Targets, Task, as_float, comma_list
+from stillmotion.tasks.base import UNLABELLED, Answer, Logits, Targets, Task, as_float
 
 if TYPE_CHECKING:
     from torch import Tensor
