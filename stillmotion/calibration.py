@@ -177,7 +177,7 @@ def store(run: Path, task: Task, facts: dict[str, Any]) -> None:
 
 
 def reliabilities(task: Task, logits: Logits, targets: Targets) -> dict[str, Reliability]:
-    """Of a column of classes as the network gives them, `raw`, and with its temperature, if it has one, `calibrated`.
+    """Of every column with one class of several, as the network gives it and with its temperature, if it has one.
 
     Args:
         task: What the network tells.
@@ -185,19 +185,27 @@ def reliabilities(task: Task, logits: Logits, targets: Targets) -> dict[str, Rel
         targets: (S, ...).
 
     Returns:
-        Empty where there is nothing to tell.
+        By metric: `ece` and `ece_calibrated`, of several columns `ece.COLUMN`. Empty where there is nothing to tell.
     """
-    known = task.labelled(targets)
-    if not isinstance(task, Classification) or not known.any():
-        return {}
-    given = {"raw": logits} if task.temperature == 1.0 else {"raw": logits, "calibrated": task.calibrated(logits)}
-    return {name: reliability(softmax(rows[known]), targets[known]) for name, rows in given.items()}
+    found: dict[str, Reliability] = {}
+    for number, (place, part) in enumerate(task.parts):
+        own = task.part_targets(targets, number)
+        known = part.labelled(own)
+        if not isinstance(part, Classification) or not known.any():
+            continue
+        end = f".{part.target}" if isinstance(task, Joint) else ""
+        rows = logits[known][:, place]
+        found[f"ece{end}"] = reliability(softmax(rows), own[known])
+        if part.temperature != 1.0:
+            found[f"ece_calibrated{end}"] = reliability(softmax(part.calibrated(rows)), own[known])
+    return found
 
 
 def write_reliability(folder: Path, found: dict[str, Reliability]) -> None:
-    """Writes `calibration.json` and `calibration.png`."""
+    """Writes `calibration.json` and, for every column, `calibration.png` or `calibration.COLUMN.png`."""
     from stillmotion.report.calibration import plot_reliability
 
-    text = json.dumps({name: bins.to_dict() for name, bins in found.items()}, indent=2)
-    write_atomic(folder / f"{FILE}.json", text + "\n")
-    plot_reliability(found, folder / f"{FILE}.png")
+    write_atomic(folder / f"{FILE}.json", json.dumps({k: bins.to_dict() for k, bins in found.items()}, indent=2) + "\n")
+    for end in dict.fromkeys(metric.partition(".")[2] for metric in found):
+        own = {metric: bins for metric, bins in found.items() if metric.partition(".")[2] == end}
+        plot_reliability(own, folder / f"{FILE}{f'.{end}' if end else ''}.png")

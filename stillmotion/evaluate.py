@@ -165,10 +165,8 @@ def _calibrate(
         fitted = calibrate(trained, seen.logits, seen.targets)
     except ValueError as error:
         raise ValueError(f"calibrate_on={split}: {error}") from None
-    facts = {"split": split, "samples": int(trained.labelled(seen.targets).sum())}
-    for kind, bins in reliabilities(fitted, seen.logits, seen.targets).items():
-        facts["ece" if kind == "raw" else "ece_calibrated"] = bins.error
-    store(Path(name), fitted, facts)
+    errors = {metric: bins.error for metric, bins in reliabilities(fitted, seen.logits, seen.targets).items()}
+    store(Path(name), fitted, {"split": split, "samples": int(trained.labelled(seen.targets).sum()), **errors})
     return fitted
 
 
@@ -230,8 +228,9 @@ def _measure(
 
 
 def paper_metrics(predictions: Predictions, task: Task) -> dict[str, float]:
-    """`top3` of more than three classes, `mAP`, `ece`, and `clip_top1` of several moments; of one target."""
-    found: dict[str, float] = {}
+    """`ece` of every column of one class; of one target `top3` of more than three classes, `mAP`, and `clip_top1`."""
+    bins = reliabilities(task, predictions.logits, predictions.targets)
+    found = {metric: of.error for metric, of in bins.items()}
     if not isinstance(task, Classes):
         return found
     known = task.labelled(predictions.targets)
@@ -242,8 +241,6 @@ def paper_metrics(predictions: Predictions, task: Task) -> dict[str, float]:
         found["top3"] = hit_at_k(logits, marks, 3)
     # Of probabilities: logits of different samples have no common order.
     found["mAP"] = mean_average_precision(task.scores(logits), marks)
-    for kind, bins in reliabilities(task, predictions.logits, predictions.targets).items():
-        found["ece" if kind == "raw" else "ece_calibrated"] = bins.error
     clips = predictions.outputs.get("moment_logits")
     if clips is not None and clips.shape[1] > 1:
         each = clips[known].reshape(-1, task.num_outputs)

@@ -12,7 +12,14 @@ import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from stillmotion.__main__ import main
-from stillmotion.calibration import calibrate, confidence, fit_temperature, reliability
+from stillmotion.calibration import (
+    calibrate,
+    confidence,
+    fit_temperature,
+    reliabilities,
+    reliability,
+    write_reliability,
+)
 from stillmotion.cascade import Pair, Point, choose
 from stillmotion.data.packets import decoded_bytes
 from stillmotion.evaluate import evaluate
@@ -48,6 +55,26 @@ def test_the_error_by_hand() -> None:
     assert found.error == pytest.approx((2 * (0.92 - 0.5) + 0.62 + 0.0) / 4)
     with pytest.raises(ValueError, match="no sample has a label"):
         reliability(np.empty((0, 2)), np.empty(0, int))
+
+
+def test_every_column_of_one_class_has_its_own_error(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    hot = Classification(("a", "b", "c"), target="kind", temperature=2.0)
+    task = Joint((Classification(("no", "yes"), target="armstand"), hot, Score("final", 0.0, 1.0)), (1.0, 1.0, 1.0))
+    logits = rng.normal(size=(30, 6)).astype(np.float32) * 3
+    targets = np.stack([rng.integers(0, 2, 30), rng.integers(0, 3, 30), rng.normal(size=30)], 1)
+    targets[:4, 0] = -1  # not known
+    found = reliabilities(task, logits, targets)
+    kinds = targets[:, 1].astype(int)
+    assert {metric: bins.error for metric, bins in found.items()} == pytest.approx({
+        "ece.armstand": reliability(softmax(logits[4:, :2]), targets[4:, 0].astype(int)).error,
+        "ece.kind": reliability(softmax(logits[:, 2:5]), kinds).error,
+        "ece_calibrated.kind": reliability(softmax(logits[:, 2:5] / 2), kinds).error,
+    })  # fmt: skip
+    write_reliability(tmp_path, found)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "calibration.armstand.png", "calibration.json", "calibration.kind.png"
+    ]  # fmt: skip
 
 
 def test_the_temperature_is_the_best_on_a_fine_grid() -> None:
@@ -155,7 +182,7 @@ def test_evaluation_calibrates_chooses_and_stores(
     assert temperature > 1.5, "it was far too sure"
     assert config["calibration"]["ece_calibrated"] < config["calibration"]["ece"]
     bins = json.loads((out / "calibration.json").read_text())
-    assert bins["calibrated"]["ece"] == rows["student"]["ece_calibrated"]
+    assert bins["ece_calibrated"]["ece"] == rows["student"]["ece_calibrated"]
     assert (out / "calibration.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "cascade.png").read_bytes().startswith(b"\x89PNG")
 

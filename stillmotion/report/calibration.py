@@ -17,7 +17,7 @@ def plot_reliability(found: "Mapping[str, Reliability]", png: str | Path) -> Pat
     """How often first guesses are right over how sure they are, above a histogram of the latter.
 
     Args:
-        found: By name: as the network gives them, and calibrated.
+        found: By metric, `ece` and `ece_calibrated`, of several columns `ece.COLUMN`.
         png: Where the picture goes.
     """
     figure, axes = new_figure(4.2 * len(found) + 0.4, 5.0, len(found), 2)
@@ -30,7 +30,9 @@ def plot_reliability(found: "Mapping[str, Reliability]", png: str | Path) -> Pat
         upper.plot([0, 1], [0, 100], color="#888888", lw=1)
         upper.plot(bins.confidence[filled], 100 * bins.accuracy[filled], "o", ms=4, color="#333333", clip_on=False)
         upper.set_ylim(0, 100)
-        upper.set_title(f"{name}: off by {100 * bins.error:.1f} points", **TITLE)
+        metric, _, target = name.partition(".")
+        kind = "calibrated" if metric == "ece_calibrated" else "raw"
+        upper.set_title(f"{target + ', ' if target else ''}{kind}: off by {100 * bins.error:.1f} points", **TITLE)
         shares = 100 * bins.samples / bins.samples.sum()
         lower.bar(edges, shares, 1 / num, align="edge", color="#999999", edgecolor="white", lw=0.5)
         lower.set_xlabel("probability of the first guess")
