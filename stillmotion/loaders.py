@@ -73,9 +73,8 @@ class VideoLoaders:
             size,
             part,
             seed=self._seed,
-            # Batch norm cannot learn from a single sample. A rest that gives a process no more is left out; the order
-            # changes, so that these are others every epoch.
-            drop_last=size % part < 2 * world_size,
+            # Batch norm cannot learn from a single sample; the order changes, so that it is another every epoch.
+            drop_last=size % part < 2,
             steps=steps * self._optim.accumulate if steps else None,
             rank=rank,
             world=world_size,

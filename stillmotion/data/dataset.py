@@ -9,6 +9,7 @@ from torch.utils.data import Dataset, default_collate
 
 from stillmotion.data.faults import one_line
 from stillmotion.data.flow_store import FlowStore, open_flow
+from stillmotion.data.remote import RemoteError
 from stillmotion.data.source import FrameSource, Videos, show
 from stillmotion.data.store import FeatureStore, FrameStore
 from stillmotion.data.table import Table
@@ -133,6 +134,8 @@ class VideoDataset(Dataset[Item]):
                 item |= {key: torch.from_numpy(frames) for key, frames in shown.items()}
                 if fault := self._seen_by().extent(sample).fault:
                     item["fault"] = fault
+        except RemoteError:
+            raise  # not the sample's fault
         except (ValueError, OSError) as error:
             return {"index": row, "error": one_line(error)}
         return item
