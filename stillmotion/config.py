@@ -100,6 +100,9 @@ class DataConfig:
         packed: Frame store that `stillmotion pack` wrote from this table; frames come from there.
         flow: Flow store that views of flow read from (`stillmotion flow`); what it lacks is computed and added. None
             computes flow from the frames every time.
+        geometry: `device`: training frames get box, flip and size of their draw where the network computes, which
+            relieves the loader and moves pixels by at most one level of 255 (None: all in the loader). Views with a
+            geometry of their own, or of flow, get it in the loader.
         workers: Loader processes.
     """
 
@@ -116,6 +119,7 @@ class DataConfig:
     short_side: int | None = None
     packed: str | None = None
     flow: str | None = None
+    geometry: Literal["device"] | None = None
     workers: int = 1
 
 

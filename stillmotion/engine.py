@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from stillmotion.config import OptimConfig
+from stillmotion.data.geometry import render_batch
 from stillmotion.methods.base import Method
 from stillmotion.models.encoder import Batch
 from stillmotion.norms import join_norms
@@ -114,6 +115,9 @@ class Engine(L.LightningModule):
     def val_dataloader(self) -> Iterable[Batch]:
         loader = self.loaders.val(self.global_rank, self.trainer.world_size)
         return [] if loader is None else _Unsized(loader)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        return render_batch(batch)
 
     def on_train_epoch_start(self) -> None:
         self._began = time.monotonic()

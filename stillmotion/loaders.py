@@ -61,6 +61,7 @@ class VideoLoaders:
             short_side=data.short_side,
             packed=data.packed,
             flow=data.flow,
+            as_read=data.geometry == "device",
         )
         seen = {key: view for key, view in views.items() if key.startswith("student/")}
         self._val = still(val, task, seen, data) if val else None
