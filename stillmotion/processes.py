@@ -113,6 +113,8 @@ def shard(method: nn.Module, device: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    for parameter in method.parameters():
+        parameter.data = parameter.data.contiguous()  # it knows no other layout
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     taken: set[nn.Module] = set()
     for module in method.modules():
@@ -143,7 +145,7 @@ def divided(state: dict[str, Any], optimiser: torch.optim.Optimizer) -> dict[str
     for number, values in state["state"].items():
         like = parameters[number]
         parts[number] = {
-            name: distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+            name: distribute_tensor(value.contiguous().to(like.device), like.device_mesh, like.placements)
             if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape
             else value
             for name, value in values.items()

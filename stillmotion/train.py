@@ -334,8 +334,9 @@ def _stopped_line(run: Run, engine: Engine | None) -> str:
 def _lost(job: Job, error: RuntimeError) -> LostError:
     """What is said where another process is gone."""
     step = job.run.read_checkpoint()["stillmotion"]["position"][2] if job.run.checkpoint.exists() else 0
+    reason = one_line(error).rpartition("cc:")[2].partition("] ")[2] or one_line(error)  # gloo's place in its source
     where = f"the last checkpoint is of step {step}" if step else "there is no checkpoint yet"
-    line = (f"{job.run.path}: another process of this training is gone ({one_line(error)[:120]}); {where}; run the "
+    line = (f"{job.run.path}: another process of this training is gone ({reason[:120]}); {where}; run the "
             "same command to go on, on any number of processes")  # fmt: skip
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         # What the GPU still waits for never comes, and an orderly end would wait for it.

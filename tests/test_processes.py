@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,10 @@ def _enter(
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
                    "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
                    "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
-    file = log.open("w")
+    file = log.open("w", buffering=1)
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = file  # pytest has put others in their place
     before(rank)
     with contextlib.suppress(SystemExit):
         code = main(arguments)
@@ -111,7 +113,7 @@ def together(
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(240)
+        worker.join(600)
     hanging = [worker for worker in workers if worker.is_alive()]
     for worker in hanging:
         worker.kill()

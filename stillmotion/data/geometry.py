@@ -1,7 +1,7 @@
 """Box, flip and size of a draw where the network computes: the loader hands over frames as they were read.
 
-What Pillow does in `transforms.py` as two sums over pixels, one down and one across, is here two products of matrices
-with the same weights. Pillow rounds between the two, so that a value may differ by one of 255.
+What Pillow does in `transforms.py` as two sums over pixels, across and down, is here two products of matrices with the
+same weights, rounded in the same places. Pillow's weights are fixed-point numbers, so a value may differ by one of 255.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -90,6 +90,10 @@ def render_batch(batch: dict[str, Any]) -> dict[str, Any]:
     """Frames as the views see them, uint8 (B, N, T, 3, h, w), on the device that they are on."""
     for key in [name.removesuffix(ROWS) for name in batch if name.endswith(ROWS)]:
         rows, columns = (batch.pop(key + end)[:, None, None, None] for end in (ROWS, COLUMNS))
-        frames = batch[key].movedim(-1, -3).float()
-        batch[key] = (rows @ frames @ columns.mT).round_().clamp_(0.0, 255.0).to(torch.uint8)
+        across = _rounded(batch[key].movedim(-1, -3).float() @ columns.mT)
+        batch[key] = _rounded(rows @ across).to(torch.uint8)
     return batch
+
+
+def _rounded(levels: Tensor) -> Tensor:
+    return levels.add_(0.5).floor_().clamp_(0.0, 255.0)
