@@ -17,6 +17,7 @@ frames from a frame store and loader processes over that with frames in memory: 
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -39,6 +40,7 @@ from benchmarks.loader import made_clips
 from stillmotion.callbacks import make_trainer, quiet_lightning
 from stillmotion.config import DataConfig, MethodConfig, OptimConfig, TrainerConfig
 from stillmotion.data.pack import pack
+from stillmotion.data.table import Sample, Table
 from stillmotion.engine import Engine, Loaders
 from stillmotion.loaders import VideoLoaders
 from stillmotion.memory import keep_memory
@@ -98,7 +100,7 @@ def methods(tiny: bool) -> dict[str, Callable[[], Method]]:
 
     def mars() -> Method:
         student = network(video, clip, **frames)
-        stored = StoredFeatures("", embedding_dim=student.embedding_dim)
+        stored = StoredFeatures("memory", embedding_dim=student.embedding_dim)
         return build_method(MethodConfig(name="mars", options={"weight": 50.0}), student, {"teacher": stored}, TASK)
 
     def stddcn() -> Method:
@@ -108,7 +110,7 @@ def methods(tiny: bool) -> dict[str, Callable[[], Method]]:
 
     return {
         "hallucinet_live": lambda: hallucinate(network(video, clip, **frames)),
-        "hallucinet_cached": lambda: hallucinate(StoredFeatures("", embedding_dim=64 if tiny else 2048)),
+        "hallucinet_cached": lambda: hallucinate(StoredFeatures("memory", embedding_dim=64 if tiny else 2048)),
         "p3d_63": lambda: p3d("p3d_63"),
         "p3d_199": lambda: p3d("p3d_199"),
         "mars": mars,
@@ -256,10 +258,11 @@ def fed(make: Callable[[], Method], arguments: argparse.Namespace, rung: str, in
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "clips").mkdir()
-        table = made_clips(folder / "clips", arguments.batch * (2 if arguments.tiny else 8))
-        samples = tuple(type(s)(s.path, s.name, {"label": TASK.names[0]}) for s in table)
-        table = type(table)(samples)
-        pack(table, folder / "packed", workers=arguments.workers, progress=False)
+        made = made_clips(folder / "clips", arguments.batch * (1 if arguments.tiny else 4))
+        samples = [Sample(s.path, s.name, {"label": TASK.class_names[0]}) for s in made]
+        pack(Table(tuple(samples)), folder / "packed", workers=arguments.workers, progress=False)
+        rows = arguments.batch * (arguments.steps + WARM)
+        table = Table(tuple(itertools.islice(itertools.cycle(samples), rows)))
         return in_memory / seconds(engine_of(plain, rung, loaders), rung, arguments.device)
 
 

@@ -42,13 +42,18 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self._own = False
 
     def __enter__(self) -> "StopSignal":
         self._own = threading.current_thread() is threading.main_thread()
         if self._own:
             self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
+
+    def take_back(self) -> None:
+        """Takes SIGTERM back from Lightning, which would end the training without a checkpoint."""
+        if self._own:
+            signal.signal(signal.SIGTERM, self._handle)
 
     def __exit__(self, *_: object) -> None:
         if self._own:
@@ -78,6 +83,9 @@ class RunWriter(Checkpoint):
         self.run, self.every, self.early_stop, self.keep_best, self.stop = run, every, early_stop, keep_best, stop
         self._step = -1
         self._events: SummaryWriter | None = None
+
+    def on_train_start(self, trainer: L.Trainer, engine: L.LightningModule) -> None:
+        self.stop.take_back()
 
     def on_train_batch_end(self, trainer: L.Trainer, engine: L.LightningModule, *_: Any) -> None:
         assert isinstance(engine, Engine)

@@ -135,7 +135,8 @@ class Engine(L.LightningModule):
             join_norms(self.method)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return make_optimiser(self.method, self.config, fused=self.trainer.precision != "16-mixed")
+        unfit = self.config.optimiser == "sgd" and is_sharded(self.method)  # torch has no fused one for these
+        return make_optimiser(self.method, self.config, fused=self.trainer.precision != "16-mixed" and not unfit)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(position_seed(self.seed, self.epoch, self.batch, self.global_rank))
