@@ -137,7 +137,8 @@ def train(
     try:
         parts, task = split(job)
         engine = prepare(job, parts, task)
-        job.run.begin(settings)
+        if is_first_process():
+            job.run.begin(settings)
         device, peers = fit(job, engine), engine.peers
         if is_first_process():
             if is_sharded(engine.method):
