@@ -159,20 +159,28 @@ class Memory:
 
 
 class Clock(Callback):
-    """Seconds a step, from the end of the warm-up to the last step."""
+    """Seconds a step, from the end of the warm-up to the last step.
 
-    def __init__(self) -> None:
-        self.count, self.began, self.seconds = 0, 0.0, 0.0
+    Args:
+        watched: Records these steps.
+    """
+
+    def __init__(self, watched: profile | None = None) -> None:
+        self.count, self.began, self.seconds, self.watched = 0, 0.0, 0.0, watched
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.count += 1
         if self.count == WARM:
             synchronise()
+            if self.watched:
+                self.watched.start()
             self.began = time.perf_counter()
 
     def on_train_epoch_end(self, *_: Any) -> None:
         synchronise()
         self.seconds = (time.perf_counter() - self.began) / (self.count - WARM)
+        if self.watched:
+            self.watched.stop()
 
 
 def synchronise() -> None:
@@ -195,9 +203,9 @@ def engine_of(make: Callable[[], Method], rung: str, loaders: Callable[[Method],
     return engine
 
 
-def seconds(engine: Engine, rung: str, device: str) -> float:
+def seconds(engine: Engine, rung: str, device: str, watched: profile | None = None) -> float:
     """Of one step."""
-    clock = Clock()
+    clock = Clock(watched)
     config = TrainerConfig(accelerator="gpu" if device == "cuda" else "cpu", devices=1, **RUNGS[rung])
     make_trainer(config, engine.config, [clock], epochs=1).fit(engine)
     return clock.seconds
@@ -229,8 +237,8 @@ def bound(engine: Engine, rung: str, device: str) -> dict[str, float]:
     """Shares of a step's time: `matrix`, `memory`, `idle`."""
     on_gpu = device == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as seen:
-        wall = seconds(engine, rung, device) * engine.loaders.steps_per_epoch
+    seen = profile(activities=activities)
+    wall = seconds(engine, rung, device, seen) * (engine.loaders.steps_per_epoch - WARM)
     times = {e.key: (e.self_device_time_total if on_gpu else e.self_cpu_time_total) / 1e6 for e in seen.key_averages()}
     if not on_gpu:  # what Lightning does around the step is not the step
         times = {name: spent for name, spent in times.items() if name.startswith("aten::")}
