@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from stillmotion.config import OptimConfig, TrainerConfig
 from stillmotion.engine import LOG_EVERY, Engine
+from stillmotion.processes import placement, whole
 from stillmotion.progress import progress_bar
 from stillmotion.results import write_atomic
 from stillmotion.run import Run, csv_text
@@ -35,20 +36,29 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """While active, a first Ctrl-C asks for a stop at the end of the step, a second one stops at once."""
+    """While active, a first Ctrl-C asks for a stop at the end of the step, a second one stops at once.
+
+    So does SIGTERM, with which SLURM, Kubernetes and others announce the end of a job.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self._own = False
 
     def __enter__(self) -> "StopSignal":
         self._own = threading.current_thread() is threading.main_thread()
         if self._own:
-            self._before = signal.signal(signal.SIGINT, self._handle)
+            self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
+
+    def take_back(self) -> None:
+        """Takes SIGTERM back from Lightning, which would end the training without a checkpoint."""
+        if self._own:
+            signal.signal(signal.SIGTERM, self._handle)
 
     def __exit__(self, *_: object) -> None:
         if self._own:
-            signal.signal(signal.SIGINT, self._before)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         if self.requested:
@@ -73,6 +83,9 @@ class RunWriter(Checkpoint):
         self.run, self.every, self.early_stop, self.keep_best, self.stop = run, every, early_stop, keep_best, stop
         self._step = -1
         self._events: SummaryWriter | None = None
+
+    def on_train_start(self, trainer: L.Trainer, engine: L.LightningModule) -> None:
+        self.stop.take_back()
 
     def on_train_batch_end(self, trainer: L.Trainer, engine: L.LightningModule, *_: Any) -> None:
         assert isinstance(engine, Engine)
@@ -100,8 +113,8 @@ class RunWriter(Checkpoint):
             names = list(dict.fromkeys(name for r in engine.history for name in r))
             rows = [[r.get(name, "") for name in names] for r in engine.history]
             write_atomic(self.run.path / "metrics.csv", csv_text(names, rows))
-            if self.keep_best and engine.bad_epochs == 0:
-                save_weights(engine, self.run)
+        if self.keep_best and engine.bad_epochs == 0:
+            save_weights(engine, self.run)
         self._save(trainer, engine)
         if self.early_stop and engine.bad_epochs >= self.early_stop:
             trainer.should_stop = True
@@ -135,11 +148,12 @@ class RunWriter(Checkpoint):
 
 
 def save_weights(engine: Engine, run: Run) -> None:
-    """Writes the student's weights of the best epoch so far."""
+    """Writes the student's weights of the best epoch so far, from one process; all of them put the weights together."""
     from safetensors.torch import save
 
-    tensors = {k: v.detach().cpu().contiguous() for k, v in engine.method.student.state_dict().items()}
-    write_atomic(run.path / BEST, save(tensors))
+    tensors = {k: whole(v).detach().cpu().contiguous() for k, v in engine.method.student.state_dict().items()}
+    if is_first_process():
+        write_atomic(run.path / BEST, save(tensors))
 
 
 class ProgressBar(Callback):
@@ -184,8 +198,7 @@ def make_trainer(config: TrainerConfig, optim: OptimConfig, callbacks: list[Call
     """Lightning's trainer for so many epochs; it writes nothing by itself."""
     return L.Trainer(
         accelerator=config.accelerator,
-        devices=config.devices,
-        strategy=config.strategy,
+        **placement(config),
         precision=cast(Any, config.precision),  # Lightning checks it
         max_epochs=max(0, epochs),
         accumulate_grad_batches=optim.accumulate,
@@ -210,6 +223,7 @@ def quiet_lightning() -> Iterator[None]:
             logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

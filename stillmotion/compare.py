@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stillmotion.config import DataConfig, ModelConfig, OptimConfig, RowConfig, TrainerConfig
 from stillmotion.data.table import Table, read_table
 from stillmotion.jobs import Job, run_jobs
+from stillmotion.parts import Part, check_devices, part_of_launch
 from stillmotion.plan import Plan, check, read_stages, sources_of
 from stillmotion.tasks import metrics_of
 from stillmotion.trials import (
@@ -55,7 +56,8 @@ def compare(
     """Trains every row with every seed on every split, and writes one table; the entry of `stillmotion compare`.
 
     What is finished is kept, so the same call goes on where it was stopped. A run that fails is listed and the others
-    go on. Rows differ in what `rows` says and in nothing else.
+    go on. Rows differ in what `rows` says and in nothing else. Processes that `torchrun` or SLURM started share the
+    trainings out; the first of them writes the table.
 
     Args:
         table: CSV or Parquet file, folder of class folders, or a table already read.
@@ -107,17 +109,23 @@ def compare(
         stages=read_stages(rows, data, root),
     )
     check(plan)
+    check_devices(plan.trainer)
     jobs = make_jobs(plan)
     try:
-        return _run(plan, jobs)
+        with part_of_launch() as part:
+            return _run(plan, jobs, part)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; what is finished is kept, run the same command to go on") from None
 
 
-def _run(plan: Plan, jobs: Sequence[Job]) -> int:
+def _run(plan: Plan, jobs: Sequence[Job], part: Part) -> int:
     from stillmotion.report.comparison import collect, print_table, write_comparison
 
-    failed = run_all(jobs, plan, "training", plan.workers)
+    own = run_all(part.share(jobs), plan, "training", plan.workers)
+    failed = {name: reason for found in part.gather(own) for name, reason in found.items()}
+    if part.number:
+        part.gather(None)  # whoever returns finds the table
+        return 1 if failed else 0
     found = collect(plan, failed)
     if not found.entries:
         name, reason = next(iter(failed.items()))
@@ -133,6 +141,7 @@ def _run(plan: Plan, jobs: Sequence[Job]) -> int:
     if failed:
         print(f"{len(failed)} of {len(jobs)} jobs failed, {next(iter(failed))} first; "
               f"reasons: {plan.output / 'results.md'}, details: {plan.output / 'logs'}", file=sys.stderr)  # fmt: skip
+    part.gather(None)
     return 1 if failed else 0
 
 

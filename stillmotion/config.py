@@ -100,6 +100,9 @@ class DataConfig:
         packed: Frame store that `stillmotion pack` wrote from this table; frames come from there.
         flow: Flow store that views of flow read from (`stillmotion flow`); what it lacks is computed and added. None
             computes flow from the frames every time.
+        geometry: `device`: training frames get box, flip and size of their draw where the network computes, which
+            relieves the loader and moves pixels by at most one level of 255 (None: all in the loader). Views with a
+            geometry of their own, or of flow, get it in the loader.
         workers: Loader processes.
     """
 
@@ -116,6 +119,7 @@ class DataConfig:
     short_side: int | None = None
     packed: str | None = None
     flow: str | None = None
+    geometry: Literal["device"] | None = None
     workers: int = 1
 
 
@@ -125,7 +129,10 @@ class OptimConfig:
 
     Args:
         optimiser: adam, adamw or sgd.
-        lr: Learning rate at `batch_size`.
+        lr: Learning rate at `batch_size`, or, where `lr_batch_size` is given, at that.
+        lr_batch_size: Batch size that `lr` was chosen for. With another `batch_size` it is scaled: in proportion for
+            sgd (Goyal et al., arXiv:1706.02677), by the square root for adam and adamw (Malladi et al.,
+            arXiv:2205.10287). The number of processes does not matter: `batch_size` is that of all.
         weight_decay: L2 penalty (adam, sgd) or decoupled decay (adamw).
         momentum, dampening: For sgd.
         epochs: Passes over the training samples.
@@ -149,6 +156,7 @@ class OptimConfig:
 
     optimiser: Optimiser = "adam"
     lr: float = 1e-4
+    lr_batch_size: int | None = None
     weight_decay: float = 0.0
     momentum: float = 0.9
     dampening: float = 0.0
@@ -167,6 +175,23 @@ class OptimConfig:
     lr_factors: dict[str, float] = field(default_factory=dict)
     fixed_norms: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if self.lr_batch_size is not None and self.lr_batch_size < 1:
+            raise ValueError(f"optim.lr_batch_size={self.lr_batch_size}: must be at least 1")
+
+    @property
+    def step_lr(self) -> float:
+        """Learning rate at `batch_size`.
+
+        Example:
+            >>> OptimConfig(optimiser="sgd", lr=0.1, lr_batch_size=256, batch_size=1024).step_lr
+            0.4
+        """
+        if self.lr_batch_size is None:
+            return self.lr
+        ratio = self.batch_size / self.lr_batch_size
+        return self.lr * (ratio if self.optimiser == "sgd" else ratio**0.5)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
@@ -174,25 +199,31 @@ class TrainerConfig:
 
     Args:
         accelerator: Lightning's: auto, cpu, gpu, mps.
-        devices: Number of devices, or auto.
-        strategy: Lightning's: auto, ddp, fsdp, ...
+        devices: Number of devices of this machine, or auto. Under `torchrun` and SLURM these say it.
+        strategy: auto and ddp: every process holds all weights; fsdp: a part of them each, for networks that are too
+            large for one device; or another of Lightning's.
+        sync_batchnorm: Batch norms see the batch of all processes (None: where these are on GPUs).
+        timeout: Seconds that one of several processes waits for another before it takes it for lost.
         precision: 32-true, bf16-mixed, 16-mixed.
         checkpoint_every: Steps between two `last.ckpt`.
         select: `last` epoch, or the epoch that is `best` on validation groups.
         early_stop: Stop after so many epochs without a better validation metric (None: never).
         channels_last: Memory format of the weights.
-        compile: `torch.compile` the student.
+        compile: `torch.compile` the student; `reduce-overhead` also records CUDA graphs, `max-autotune` also tries
+            kernels out.
     """
 
     accelerator: str = "auto"
     devices: str | int = "auto"
     strategy: str = "auto"
+    sync_batchnorm: bool | None = None
+    timeout: float = 1800.0
     precision: str = "32-true"
     checkpoint_every: int = 200
     select: Literal["last", "best"] = "last"
     early_stop: int | None = None
     channels_last: bool = True
-    compile: bool = False
+    compile: bool | Literal["reduce-overhead", "max-autotune"] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,15 @@ from typing import Any, Protocol
 import lightning as L
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from stillmotion.config import OptimConfig
+from stillmotion.data.geometry import render_batch
 from stillmotion.methods.base import Method
 from stillmotion.models.encoder import Batch
+from stillmotion.norms import join_norms
 from stillmotion.optim import Schedule, find_norms, gradient_norms, make_optimiser
+from stillmotion.processes import Peers, divided, is_sharded
 from stillmotion.tasks import comparable
 
 LOG_EVERY = 10
@@ -56,6 +60,8 @@ class Engine(L.LightningModule):
         config: Optimiser and schedule.
         loaders: Where batches come from.
         seed: Of dropout and whatever else a network draws.
+        sync_norms: Whether batch norms see the batch of all processes; None: on several GPUs.
+        timeout: Seconds that one of several processes waits for another.
 
     Attributes:
         epoch, batch, step: Position: epochs done, batches of the next one done, optimiser steps done.
@@ -64,9 +70,19 @@ class Engine(L.LightningModule):
         gradients: See `gradient_norms`; of the first step.
         last: Losses of the last batch.
         best, bad_epochs: Best validation metric so far, epochs since.
+        peers: All processes of the training.
     """
 
-    def __init__(self, method: Method, config: OptimConfig, loaders: Loaders, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        method: Method,
+        config: OptimConfig,
+        loaders: Loaders,
+        *,
+        seed: int = 0,
+        sync_norms: bool | None = None,
+        timeout: float = 1800.0,
+    ) -> None:
         super().__init__()
         self.strict_loading = False  # frozen networks are not in the checkpoint
         self.method, self.config, self.loaders, self.seed = method, config, loaders, seed
@@ -83,6 +99,10 @@ class Engine(L.LightningModule):
         self._val: list[tuple[Tensor, Tensor]] = []
         self._val_row: dict[str, float] = {}
         self._resumed: dict[str, Any] | None = None
+        self._sync_norms, self._timeout = sync_norms, timeout
+        self._unused: list[torch.nn.Parameter] | None = None
+        self._learned = False  # whether any process has a sample for the next step of the optimiser
+        self.peers = Peers()
         self._began = time.monotonic()
 
     # Data
@@ -96,6 +116,9 @@ class Engine(L.LightningModule):
         loader = self.loaders.val(self.global_rank, self.trainer.world_size)
         return [] if loader is None else _Unsized(loader)
 
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        return render_batch(batch)
+
     def on_train_epoch_start(self) -> None:
         self._began = time.monotonic()
         if self.batch == 0:
@@ -103,29 +126,57 @@ class Engine(L.LightningModule):
 
     # Steps
 
+    def configure_model(self) -> None:
+        self.peers = Peers.join(self.trainer.world_size, self._timeout)
+        on_gpus = self.trainer.strategy.root_device.type == "cuda"
+        if self._sync_norms and not on_gpus:
+            raise ValueError("trainer.sync_batchnorm=true: torch joins batch norms on GPUs only; leave it out")
+        if self.peers.world > 1 and on_gpus and self._sync_norms is not False:
+            join_norms(self.method)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return make_optimiser(self.method, self.config, fused=self.trainer.precision != "16-mixed")
+        unfit = self.config.optimiser == "sgd" and is_sharded(self.method)  # torch has no fused one for these
+        return make_optimiser(self.method, self.config, fused=self.trainer.precision != "16-mixed" and not unfit)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(position_seed(self.seed, self.epoch, self.batch, self.global_rank))
         optimiser = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimiser, torch.optim.Optimizer)
         for group in optimiser.param_groups:
-            group["lr"] = self.config.lr * self.schedule.factor(self.step) * group["lr_factor"]
+            group["lr"] = self.config.step_lr * self.schedule.factor(self.step) * group["lr_factor"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         self.batch += 1
         self._note_faults(batch, self.loaders.train_ids)
-        if len(batch["target"]) < (2 if batch.get("errors") else 1):  # batch norm cannot learn from one sample
+        count = len(batch["target"])
+        seen, weight = self.peers.complete(batch, holed=bool(batch.get("errors")))
+        self._learned = self._learned or seen is not None
+        if seen is None:
             # Several processes step together, so that one of them cannot leave the step out.
-            return None if self.trainer.world_size == 1 else _zero(self.method)
+            return None if self.peers.world == 1 else _zero(self.method)
         self.method.progress = self.step / (self.config.epochs * self.loaders.steps_per_epoch)
-        out = self.method(batch)
-        if not self.gradients:
-            self.gradients = gradient_norms(out, self.method.weights(), list(self.method.student.parameters()))
-        self._add(out, batch["target"])
+        out = self.method(seen)
+        if count:
+            if not self.gradients and not is_sharded(self.method):
+                self.gradients = gradient_norms(out, self.method.weights(), list(self.method.student.parameters()))
+            self._add(out, seen["target"])
         loss: Tensor = out["loss"]
-        return loss
+        return loss if self.peers.world == 1 else self._with_unused(loss) * weight
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self._learned:  # one process would have no gradient either
+            optimizer.zero_grad(set_to_none=True)
+        for parameter in self._unused or ():
+            parameter.grad = None
+        self._learned = False
+
+    def _with_unused(self, loss: Tensor) -> Tensor:
+        """A loss that depends on all that learns, as DDP wants it; a method need not use all of its networks."""
+        if self._unused is None:
+            learning = [p for p in self.method.parameters() if p.requires_grad and not is_sharded(self.method)]
+            grads = torch.autograd.grad(loss, learning, retain_graph=True, allow_unused=True) if learning else ()
+            self._unused = [p for p, grad in zip(learning, grads, strict=True) if grad is None]
+        return torch.stack([loss, *(p.sum() * 0.0 for p in self._unused)]).sum()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -133,11 +184,22 @@ class Engine(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._note_faults(batch, self.loaders.val_ids)
-        if len(batch["target"]):
-            logits = self.method.student.from_batch(batch, "student")["logits"]
+        count = len(batch["target"])
+        # Where weights are divided, all processes run the network, or none.
+        seen = self.peers.complete(batch)[0] if is_sharded(self.method) else (batch if count else None)
+        if seen is None:
+            return
+        logits = self.method.student.from_batch(seen, "student")["logits"]
+        if count:
             self._val.append((logits.float().cpu(), batch["target"].cpu()))
 
+    def on_validation_epoch_start(self) -> None:
+        if isinstance(self.method, FSDPModule):
+            self.method.unshard()  # validation runs the student, not the method
+
     def on_validation_epoch_end(self) -> None:
+        if isinstance(self.method, FSDPModule):
+            self.method.reshard()
         pairs = [pair for part in self.gather(self._val) for pair in part]
         self._val, self._val_row = [], {}
         if not pairs:
@@ -150,7 +212,7 @@ class Engine(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         self.check_finite()
         row: dict[str, float] = {"epoch": self.epoch, "step": self.step}
-        row["lr"] = self.config.lr * self.schedule.factor(max(0, self.step - 1))
+        row["lr"] = self.config.step_lr * self.schedule.factor(max(0, self.step - 1))
         self.errors, self.faults = self._joined(self.errors), self._joined(self.faults)
         totals = self.totals()
         if not totals and len(self.errors) >= len(self.loaders.train_ids):
@@ -210,11 +272,7 @@ class Engine(L.LightningModule):
 
     def gather(self, item: Any) -> list[Any]:
         """The item of every process."""
-        if self.trainer.world_size == 1:
-            return [item]
-        items = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(items, item)
-        return items
+        return self.peers.gather(item)
 
     def _joined(self, notes: dict[str, str]) -> dict[str, str]:
         return {name: reason for part in self.gather(notes) for name, reason in part.items()}
@@ -252,12 +310,19 @@ class Engine(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.method.train()
+        places = self.gather([self.epoch, self.batch, self.step])
+        if any(place != places[0] for place in places):
+            raise ValueError(
+                f"the processes begin at different steps ({', '.join(str(p[2]) for p in places)}): the run folder must "
+                "be the same for all; put --output on a file system that all machines share"
+            )
         if self._resumed is None:
             return
         if self.global_rank == 0:  # the sums are of all processes
             sums = self._resumed[KEY]["sums"]
             self._sums = {name: torch.tensor(value, device=self.device) for name, value in sums.items()}
-        self.trainer.optimizers[0].load_state_dict(self._resumed["optimizer_states"][0])
+        optimiser = self.trainer.optimizers[0]
+        optimiser.load_state_dict(divided(self._resumed["optimizer_states"][0], optimiser))
         plugin = self.trainer.precision_plugin
         if scaler := self._resumed.get(type(plugin).__qualname__):
             plugin.load_state_dict(scaler)

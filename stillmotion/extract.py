@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from stillmotion.config import DataConfig, ModelConfig
 from stillmotion.data.dataset import Item, VideoDataset, collate
+from stillmotion.data.remote import local
 from stillmotion.data.store import FeatureStore
 from stillmotion.data.table import Table, read_table
 from stillmotion.features import feature_fields, is_still, make_key, note_sizes
@@ -101,7 +102,7 @@ def extract(
         teacher = load_model(teacher, num_classes=task.num_outputs, class_names=task.output_names)
     if any(view.kind == "feature" for view in teacher.views.values()):
         raise ValueError("the teacher is itself a store of features; name the network")
-    folder, key = Path(output), make_key(teacher, data, seed)
+    folder, key = local(output), make_key(teacher, data, seed)
     with FeatureStore.create(folder, key, feature_fields(teacher)) as store:
         note_sizes(folder, used)
         before = len(store)

@@ -12,6 +12,7 @@ import torch
 from stillmotion.config import DataConfig
 from stillmotion.data.flow_store import open_flow
 from stillmotion.data.journal import write_atomically
+from stillmotion.data.remote import place_of
 from stillmotion.data.store import EXTRACT_AGAIN, FeatureStore, FrameStore, file_size
 from stillmotion.data.table import Table
 from stillmotion.methods.base import has_logits
@@ -48,7 +49,7 @@ def open_features(
             key["classifier"] = store.key["classifier"]
             fields.pop("logits", None)
     FeatureStore(folder, key)
-    _check_sizes(Path(folder), read_sizes(folder), table)
+    _check_sizes(folder, read_sizes(folder), table)
     return StoredFeatures(
         str(folder),
         embedding_dim=fields["embedding"][-1],
@@ -122,7 +123,7 @@ def feature_fields(teacher: Encoder) -> dict[str, tuple[int, int]]:
 
 def read_sizes(folder: str | Path) -> dict[str, int | None]:
     """Size of the file of every sample when its features were extracted, by sample."""
-    path = Path(folder) / FILES
+    path = place_of(folder) / FILES
     sizes: dict[str, int | None] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return sizes
 
@@ -139,7 +140,7 @@ def note_sizes(folder: Path, table: Table) -> None:
     write_atomically(folder / FILES, json.dumps(sizes, indent=0, ensure_ascii=False) + "\n")
 
 
-def _check_sizes(folder: Path, sizes: Mapping[str, int | None], table: Table) -> None:
+def _check_sizes(folder: str | Path, sizes: Mapping[str, int | None], table: Table) -> None:
     for sample in table:
         size = file_size(sample.path)
         if size != sizes.get(sample.id, size):

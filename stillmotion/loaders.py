@@ -61,6 +61,7 @@ class VideoLoaders:
             short_side=data.short_side,
             packed=data.packed,
             flow=data.flow,
+            as_read=data.geometry == "device",
         )
         seen = {key: view for key, view in views.items() if key.startswith("student/")}
         self._val = still(val, task, seen, data) if val else None
@@ -73,9 +74,8 @@ class VideoLoaders:
             size,
             part,
             seed=self._seed,
-            # Batch norm cannot learn from a single sample. A rest that gives a process no more is left out; the order
-            # changes, so that these are others every epoch.
-            drop_last=size % part < 2 * world_size,
+            # Batch norm cannot learn from a single sample; the order changes, so that it is another every epoch.
+            drop_last=size % part < 2,
             steps=steps * self._optim.accumulate if steps else None,
             rank=rank,
             world=world_size,

@@ -69,13 +69,13 @@ def _first(name: str, patterns: Iterable[str]) -> str | None:
 def _build(config: OptimConfig, groups: list[dict[str, Any]], fused: bool) -> torch.optim.Optimizer:
     match config.optimiser:
         case "adam":
-            return torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+            return torch.optim.Adam(groups, lr=config.step_lr, weight_decay=config.weight_decay, fused=fused)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+            return torch.optim.AdamW(groups, lr=config.step_lr, weight_decay=config.weight_decay, fused=fused)
         case "sgd":
             return torch.optim.SGD(
                 groups,
-                lr=config.lr,
+                lr=config.step_lr,
                 momentum=config.momentum,
                 dampening=config.dampening if config.momentum else 0.0,
                 weight_decay=config.weight_decay,

@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 
 PACKAGES = ("stillmotion", "torch", "torchvision", "lightning", "timm", "numpy", "av", "opencv-contrib-python-headless")
 # What may differ between a run and its continuation, because it does not decide the weights. The table counts by its
-# hash, stores of frames and flow by their promise to serve the same samples.
-FREE = ("table", "root", "data.workers", "data.packed", "data.flow", "trainer.checkpoint_every")
+# hash, stores of frames and flow by their promise to serve the same samples. The number of processes moves weights
+# within rounding.
+FREE = ("table", "root", "data.workers", "data.packed", "data.flow", "trainer.checkpoint_every", "trainer.devices",
+        "trainer.strategy", "trainer.timeout")  # fmt: skip
 
 
 @dataclass(frozen=True)

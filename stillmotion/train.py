@@ -1,6 +1,7 @@
 """`stillmotion train`: one run, from a table to a folder; it resumes by itself."""
 
 import math
+import os
 import sys
 from dataclasses import asdict, dataclass, replace
 from os.path import expandvars
@@ -21,6 +22,7 @@ from stillmotion.callbacks import (
     quiet_lightning,
 )
 from stillmotion.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, TrainerConfig
+from stillmotion.data.faults import one_line
 from stillmotion.data.split import drop_labels, hold_out
 from stillmotion.data.splits import check_classes, check_leaks
 from stillmotion.data.store import FrameStore
@@ -35,7 +37,9 @@ from stillmotion.methods.base import Method
 from stillmotion.models.encoder import Encoder, to_channels_last
 from stillmotion.models.factory import load_model
 from stillmotion.models.pretrained import save_pretrained
+from stillmotion.norms import own_norms
 from stillmotion.predictions import write_predictions
+from stillmotion.processes import LostError, is_lost, is_sharded
 from stillmotion.report.card import write_card
 from stillmotion.report.page import report_safely
 from stillmotion.results import make_row
@@ -133,12 +137,20 @@ def train(
     try:
         parts, task = split(job)
         engine = prepare(job, parts, task)
-        job.run.begin(settings)
-        device = fit(job, engine)
         if is_first_process():
+            job.run.begin(settings)
+        device, peers = fit(job, engine), engine.peers
+        if is_first_process():
+            if is_sharded(engine.method):
+                engine = prepare(job, parts, task)  # all weights, from the checkpoint at the end of the last epoch
             deliver(job, engine, parts, task, device)
+        peers.wait()  # whoever returns finds the results
     except (KeyboardInterrupt, Stopped):
         raise Interrupted(_stopped_line(job.run, engine)) from None
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        raise _lost(job, error) from None
     return job.run
 
 
@@ -214,7 +226,8 @@ def prepare(job: Job, parts: Parts, task: Task) -> Engine:
     if job.trainer.compile:
         # Measuring the gradients of the parts goes through the graph more than once.
         torch._functorch.config.donated_buffer = False
-        method.student.compile()
+        mode = job.trainer.compile
+        method.student.compile(mode=mode if isinstance(mode, str) else None)
     train = parts.train
     if not method.learns_unlabelled:
         train = train.select(task.has_label)
@@ -222,7 +235,8 @@ def prepare(job: Job, parts: Parts, task: Task) -> Engine:
     enough = math.ceil(job.optim.min_steps / loaders.steps_per_epoch)
     learns = any(p.requires_grad for p in method.parameters())
     optim = replace(job.optim, epochs=max(job.optim.epochs, enough) if learns else 0)
-    engine = Engine(method, optim, loaders, seed=job.seed)
+    engine = Engine(method, optim, loaders, seed=job.seed, sync_norms=job.trainer.sync_batchnorm,
+                    timeout=job.trainer.timeout)  # fmt: skip
     if job.run.checkpoint.exists():
         engine.resume(job.run.read_checkpoint())
     return engine
@@ -239,6 +253,7 @@ def fit(job: Job, engine: Engine) -> torch.device:
         stopped_early = bool(config.early_stop) and engine.bad_epochs >= (config.early_stop or 0)
         if engine.epoch < optim.epochs and not stopped_early:
             trainer.fit(engine)
+    own_norms(engine.method.student)
     return device
 
 
@@ -315,3 +330,17 @@ def _stopped_line(run: Run, engine: Engine | None) -> str:
         return "stopped before the first checkpoint; run the same command to start again"
     step = run.read_checkpoint()["stillmotion"]["position"][2]
     return f"stopped at step {step}; run the same command to resume"
+
+
+def _lost(job: Job, error: RuntimeError) -> LostError:
+    """What is said where another process is gone."""
+    step = job.run.read_checkpoint()["stillmotion"]["position"][2] if job.run.checkpoint.exists() else 0
+    reason = one_line(error).rpartition("cc:")[2].partition("] ")[2] or one_line(error)  # gloo's place in its source
+    where = f"the last checkpoint is of step {step}" if step else "there is no checkpoint yet"
+    line = (f"{job.run.path}: another process of this training is gone ({reason[:120]}); {where}; run the "
+            "same command to go on, on any number of processes")  # fmt: skip
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        # What the GPU still waits for never comes, and an orderly end would wait for it.
+        print(f"stillmotion: error: {line}", file=sys.stderr, flush=True)
+        os._exit(2)
+    return LostError(line)

@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, default_collate
 
+from stillmotion.data import geometry
 from stillmotion.data.faults import one_line
 from stillmotion.data.flow_store import FlowStore, open_flow
-from stillmotion.data.source import FrameSource, Videos, show
+from stillmotion.data.remote import RemoteError
+from stillmotion.data.source import FrameSource, Render, Videos, show
 from stillmotion.data.store import FeatureStore, FrameStore
 from stillmotion.data.table import Table
+from stillmotion.data.transforms import render_view
 from stillmotion.tasks import UNLABELLED, Task
 from stillmotion.view import NO_DRAW, Augment, Draw, View
 
@@ -34,6 +37,7 @@ class VideoDataset(Dataset[Item]):
             of `packed`.
         packed: Frame store that the frames are read from instead of the videos.
         flow: Flow store that views of flow read from; what it lacks is computed from the videos and added.
+        as_read: Leave box, flip and size of the draws to `render_batch`.
 
     Raises:
         ValueError: A label is not among the task's classes; a store does not fit the table; a feature is missing.
@@ -52,7 +56,9 @@ class VideoDataset(Dataset[Item]):
         short_side: int | None = None,
         packed: str | Path | None = None,
         flow: str | Path | None = None,
+        as_read: bool = False,
     ) -> None:
+        self.render: Render = geometry.as_read if as_read else render_view
         self.table, self.seed, self.augment = table, seed, augment
         self.random, self.num_draws, self.epoch = random, num_draws, 0
         self.targets = [UNLABELLED if task is None else task.encode(s) for s in table]
@@ -129,10 +135,15 @@ class VideoDataset(Dataset[Item]):
                 features = self.features[str(view.source)].get(sample.id, number, view.field)
                 item[key] = torch.from_numpy(features)
             if self.frame_views:
-                shown = show(self.source, sample, self.frame_views, draw, self.flow)
+                shown = show(self.source, sample, self.frame_views, draw, self.flow, render=self.render)
                 item |= {key: torch.from_numpy(frames) for key, frames in shown.items()}
+                if self.render is geometry.as_read:
+                    for key, view in self.frame_views.items():
+                        item |= geometry.weights_of(key, shown[key], view, draw) if geometry.is_deferred(view) else {}
                 if fault := self._seen_by().extent(sample).fault:
                     item["fault"] = fault
+        except RemoteError:
+            raise  # not the sample's fault
         except (ValueError, OSError) as error:
             return {"index": row, "error": one_line(error)}
         return item
@@ -158,5 +169,5 @@ def collate(items: Sequence[Item]) -> dict[str, Any]:
     faults = [(item["index"], item["fault"]) for item in items if "fault" in item]
     readable = [{k: v for k, v in item.items() if k != "fault"} for item in items if "error" not in item]
     empty = torch.empty(0, dtype=torch.int64)
-    batch = default_collate(readable) if readable else {"index": empty, "target": empty.clone()}
+    batch = default_collate(geometry.pad(readable)) if readable else {"index": empty, "target": empty.clone()}
     return {**batch, "errors": errors, "faults": faults}

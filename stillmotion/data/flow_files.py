@@ -9,6 +9,7 @@ stands in flow.json, and in `headers/` beside the folders of pictures. Everythin
 when it is whole.
 """
 
+import io
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from stillmotion.data.flow import Vectors, from_bytes, to_bytes
 from stillmotion.data.journal import Entry, StoreError, write_atomically
+from stillmotion.data.remote import is_remote
 from stillmotion.data.table import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Sample
 
 Fields = Iterable[tuple[int, Vectors]]
@@ -120,7 +122,7 @@ class OpenFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._pack = zipfile.ZipFile(path)
+            self._pack = zipfile.ZipFile(io.BytesIO(path.read_bytes()) if is_remote(path) else path)
         except (zipfile.BadZipFile, OSError) as error:
             raise StoreError(f"{path}: damaged ({error}); {AGAIN}") from None
         self.entry: Entry = json.loads(self._bytes(ENTRY))

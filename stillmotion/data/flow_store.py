@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stillmotion.data.flow import RAFT, Vectors, flow_function, stretch_table, stretched, to_grey
 from stillmotion.data.flow_files import OpenFile, OpenPictures, Pictures, layout_of
 from stillmotion.data.journal import HEADER, Entry, StoreError, first_difference, read_header, start_header
+from stillmotion.data.remote import RemoteError, is_remote, local, place_of
 from stillmotion.data.sampling import resampled
 from stillmotion.data.source import Extent, Videos, damaged_frames
 from stillmotion.data.store import file_size
@@ -74,7 +75,7 @@ class FlowStore:
     """Flow of the samples of a table, as a `FlowSource`. What is not there yet is computed, and added, when it is read.
 
     Args:
-        folder: The store.
+        folder: The store, or its address on object storage; nothing is added there.
         weights: File of RAFT's weights or `default`, to compute with.
         device: Where RAFT computes.
 
@@ -86,7 +87,7 @@ class FlowStore:
     """
 
     def __init__(self, folder: str | Path, *, weights: str | None = None, device: str = "cpu") -> None:
-        self.folder, self.weights, self.device = Path(folder), weights, device
+        self.folder, self.weights, self.device = place_of(folder), weights, device
         header = read_header(self.folder, "flow", "run `stillmotion flow` on this table")
         self.settings = FlowSettings(**{field.name: header[field.name] for field in fields(FlowSettings)})
         self.layout = layout_of(self.folder, self.settings)
@@ -99,7 +100,7 @@ class FlowStore:
         Raises:
             StoreError: The store there has others; the message says which.
         """
-        start_header(Path(folder), {"kind": "flow", **asdict(settings)}, FLOW_AGAIN)
+        start_header(local(folder), {"kind": "flow", **asdict(settings)}, FLOW_AGAIN)
         return cls(folder, **options)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -162,6 +163,9 @@ class FlowStore:
         if self._last is not None and self._last[:2] == (os.getpid(), sample.id):
             return self._last[2]
         if not self.has(sample):
+            if is_remote(self.folder):
+                raise RemoteError(f"{self.folder}: no flow of {sample.id}; run `stillmotion flow` on this table, and "
+                                  "copy what it adds there")  # fmt: skip
             self.add(sample)
         opened = self.layout.open(sample)
         size, had = file_size(sample.path), opened.entry["bytes"]
@@ -294,12 +298,12 @@ def open_flow(folder: str | Path | None, views: Mapping[str, View], short_side: 
     if not wanted:
         return None
     first = next(iter(wanted.values()))
-    there = folder is not None and (Path(folder) / HEADER).exists()
+    there = folder is not None and (is_remote(folder) or (Path(folder) / HEADER).exists())
     if not there and (raft := [flow.method for flow in wanted.values() if flow.method in RAFT]):
         flow_function(raft[0])  # says what to do
     if folder is None:
         return None
-    place = Path(folder)
+    place = place_of(folder)
     if not there and not (place.is_dir() and any(place.iterdir())):
         settings = FlowSettings(method=first.method, step=first.step, stretch=first.stretch, short_side=short_side)
         FlowStore.create(place, settings)

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stillmotion.data.remote import RemoteData, RemoteError, RemotePath
+
 FORMAT = 1
 HEADER, DATA, INDEX = "header.json", "data.bin", "index.jsonl"
 
@@ -27,14 +29,17 @@ class StoreError(ValueError):
     """A store cannot be used; the message names the folder, what is wrong and what to do."""
 
 
-def read_header(folder: Path, kind: str, remedy: str) -> dict[str, Any]:
+def read_header(folder: Path | RemotePath, kind: str, remedy: str) -> dict[str, Any]:
     """Settings of a store.
 
     Raises:
         StoreError: There is no such store, or of another kind or format.
+        RemoteError: It is on object storage, and not to be read there.
     """
     try:
         header: dict[str, Any] = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+    except RemoteError:
+        raise
     except (OSError, ValueError):
         raise StoreError(f"{folder}: not a {kind} store (no readable {HEADER}); {remedy}") from None
     if header.get("kind") != kind:
@@ -60,10 +65,11 @@ def start_header(folder: Path, header: Mapping[str, Any], remedy: str) -> None:
         write_atomically(folder / HEADER, json.dumps(full, indent=1) + "\n")
 
 
-def read_entries(folder: Path) -> tuple[list[Entry], int]:
+def read_entries(folder: Path | RemotePath) -> tuple[list[Entry], int]:
     """Complete records of a store, in order, and the length of the index that they take."""
     try:
-        size = (folder / DATA).stat().st_size
+        data = folder / DATA
+        size = data.size() if isinstance(data, RemotePath) else data.stat().st_size
         text = (folder / INDEX).read_bytes()
     except FileNotFoundError:
         return [], 0
@@ -81,9 +87,11 @@ def read_entries(folder: Path) -> tuple[list[Entry], int]:
     return entries, length
 
 
-def map_data(folder: Path) -> memoryview:
-    """The data file as a read-only memory map."""
+def map_data(folder: Path | RemotePath) -> memoryview | RemoteData:
+    """The data file as a read-only memory map; on object storage as ranges that are fetched."""
     path = folder / DATA
+    if isinstance(path, RemotePath):
+        return RemoteData(path)
     if not path.exists() or not path.stat().st_size:
         return memoryview(b"")
     with path.open("rb") as file:

@@ -16,15 +16,15 @@ class EpochBatches(Sampler[list[Pair]]):
     """Batches of (epoch, row) pairs. Workers need no shared state: each pair says which draw it wants.
 
     The order is a function of seed and epoch alone, so an epoch can be entered at any batch, by any number of
-    workers. Processes see disjoint parts of the same batches.
+    workers. Processes see disjoint parts of the same batches, however many they are. Of a rest that has not enough
+    samples for all (two each, if a full batch has) some get an empty list.
 
     Args:
         size: Number of samples.
         batch_size: Samples in a batch over all processes.
         seed: Seed of the order.
         shuffle: A new order every epoch, or that of the table.
-        drop_last: Leave out a last batch that is not full, unless it is the only one. Otherwise a rest with fewer
-            samples than processes joins the batch before.
+        drop_last: Leave out a last batch that is not full, unless it is the only one.
         steps: Cut every epoch after so many batches.
         rank, world: This process, and the number of processes.
     """
@@ -49,10 +49,8 @@ class EpochBatches(Sampler[list[Pair]]):
         self.rank, self.world = rank, world
         full, rest = divmod(size, batch_size)
         bounds = [batch_size * k for k in range(full + 1)]
-        if rest and (not full or (not drop_last and rest >= world)):
+        if rest and (not full or not drop_last):
             bounds.append(size)
-        elif rest and not drop_last:
-            bounds[-1] = size
         self.bounds = bounds if steps is None else bounds[: steps + 1]
         self.epoch = self.start = 0
 
@@ -70,7 +68,12 @@ class EpochBatches(Sampler[list[Pair]]):
             random.Random(f"{self.seed}/{self.epoch}").shuffle(rows)
         epoch = self.epoch
         for first, last in list(zip(self.bounds, self.bounds[1:], strict=False))[self.start :]:
-            yield [(epoch, row) for row in rows[first:last][self.rank :: self.world]]
+            yield [(epoch, row) for row in self._mine(rows[first:last])]
+
+    def _mine(self, batch: list[int]) -> list[int]:
+        least = min(2, self.batch_size // self.world)  # batch norm cannot learn from one
+        sharers = min(self.world, max(1, len(batch) // least))
+        return batch[self.rank :: sharers] if self.rank < sharers else []
 
 
 def make_loader(dataset: VideoDataset, batches: EpochBatches, *, workers: int = 0) -> DataLoader[dict[str, Any]]:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from stillmotion.data.faults import one_line
 from stillmotion.data.journal import Entry, Journal, StoreError
+from stillmotion.data.remote import local
 from stillmotion.data.source import Extent, Videos, damaged_frames
 from stillmotion.data.store import FRAME, PACK_AGAIN, Codec, file_size
 from stillmotion.data.table import Sample, Table, read_table
@@ -75,7 +76,7 @@ def pack(
     table = table if isinstance(table, Table) else read_table(table, root=root)
     header = {"kind": "frames", "short_side": short_side, "codec": codec}
     header |= {"quality": quality} if codec == "jpeg" else {}
-    with Journal.open(Path(output), header, PACK_AGAIN) as journal:
+    with Journal.open(local(output), header, PACK_AGAIN) as journal:
         done = len(journal.entries)
         if [e["id"] for e in journal.entries] != [s.id for s in table.samples[:done]]:
             raise StoreError(f"{output}: the store holds other samples than {table.source}; {PACK_AGAIN}")

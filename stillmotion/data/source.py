@@ -1,6 +1,6 @@
 """Where the frames of a sample come from, and what all its views see of them. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,8 @@ from stillmotion.data.table import Sample
 from stillmotion.data.transforms import render_flow, render_view
 from stillmotion.stopwatch import Stopwatch
 from stillmotion.view import Draw, View
+
+Render = Callable[[Sequence[NDArray[np.uint8]], View, Draw, Stopwatch], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def show(
     draw: Draw,
     flow: FlowSource | None = None,
     watch: Stopwatch | None = None,
+    render: Render = render_view,
 ) -> dict[str, NDArray[np.uint8]]:
     """What the views see of a sample; its frames are read once for all of them.
 
@@ -128,6 +131,7 @@ def show(
         draw: What is random, the same for all views.
         flow: Where the views of flow get it; None computes it from the frames.
         watch: Learns how long reading (`decode`) and computing flow (`flow`) take.
+        render: Makes of frames what a view sees; not of stored flow.
 
     Returns:
         Frames (N, T, C, h, w) of every view.
@@ -141,7 +145,8 @@ def show(
     """
     watch = watch or Stopwatch()
     stored = {name for name, view in views.items() if flow is not None and view.kind == "flow"}
-    shown = _decoded(source, sample, {name: view for name, view in views.items() if name not in stored}, draw, watch)
+    decoded = {name: view for name, view in views.items() if name not in stored}
+    shown = _decoded(source, sample, decoded, draw, watch, render)
     for name in stored:
         assert flow is not None
         with watch.part("decode"):
@@ -152,7 +157,7 @@ def show(
 
 
 def _decoded(
-    source: FrameSource, sample: Sample, views: Mapping[str, View], draw: Draw, watch: Stopwatch
+    source: FrameSource, sample: Sample, views: Mapping[str, View], draw: Draw, watch: Stopwatch, render: Render
 ) -> dict[str, NDArray[np.uint8]]:
     if not views:
         return {}
@@ -161,18 +166,24 @@ def _decoded(
     # Damage, and packets that lied, show when frames are decoded; then other frames are known to be readable, and the
     # sample is these.
     try:
-        shown = _show(source, sample, views, draw, extent, watch)
+        shown = _show(source, sample, views, draw, extent, watch, render)
     except ValueError:
         if (readable := source.extent(sample)) == extent:
             raise
     else:
         if (readable := source.extent(sample)) == extent:
             return shown
-    return _show(source, sample, views, draw, readable, watch)
+    return _show(source, sample, views, draw, readable, watch, render)
 
 
 def _show(
-    source: FrameSource, sample: Sample, views: Mapping[str, View], draw: Draw, extent: Extent, watch: Stopwatch
+    source: FrameSource,
+    sample: Sample,
+    views: Mapping[str, View],
+    draw: Draw,
+    extent: Extent,
+    watch: Stopwatch,
+    render: Render,
 ) -> dict[str, NDArray[np.uint8]]:
     wanted = {name: extent.frames_of(view, draw).ravel() for name, view in views.items()}
     union = np.unique(np.concatenate(list(wanted.values())))
@@ -180,6 +191,6 @@ def _show(
         read = source.read(sample, union)
     frames = list(read)  # a frame that is seen twice is not copied, nor turned to grey twice
     return {
-        name: render_view([frames[place] for place in np.searchsorted(union, w)], views[name], draw, watch)
+        name: render([frames[place] for place in np.searchsorted(union, w)], views[name], draw, watch)
         for name, w in wanted.items()
     }

@@ -20,6 +20,7 @@ from stillmotion.data.journal import (
     read_entries,
     read_header,
 )
+from stillmotion.data.remote import RemoteData, place_of
 from stillmotion.data.source import Extent
 from stillmotion.data.table import Sample, Table
 
@@ -36,7 +37,7 @@ class FrameStore:
     """Frames that `stillmotion pack` wrote, as a `FrameSource`. Every frame is checked as it is read.
 
     Args:
-        folder: The store.
+        folder: The store, or its address on object storage (`s3://bucket/packed`).
 
     Attributes:
         header: Its settings.
@@ -47,14 +48,14 @@ class FrameStore:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = place_of(folder)
         self.header = read_header(self.folder, "frames", PACK_AGAIN)
         self.codec: Codec = self.header["codec"]
         self.short_side: int | None = self.header["short_side"]
         self.rows: dict[str, Entry] = {entry["id"]: entry for entry in read_entries(self.folder)[0]}
 
     @cached_property
-    def _data(self) -> memoryview:
+    def _data(self) -> memoryview | RemoteData:
         return map_data(self.folder)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,14 +124,21 @@ class FrameStore:
             target[...] = _from_jpeg(pixels) if self.codec == "jpeg" else pixels.reshape(target.shape)
         return frames
 
-    def _records(self, row: Entry, indices: NDArray[np.int64]) -> Iterator[memoryview | None]:
+    def _records(self, row: Entry, indices: NDArray[np.int64]) -> Iterator[memoryview | bytes | None]:
         """Stored bytes of frames; None for one that does not match its checksum."""
         body = row["at"] + row["num_frames"] * FRAME.itemsize
-        head = np.frombuffer(self._data[row["at"] : body], FRAME)
-        ends = np.cumsum(head["size"], dtype=np.int64)
-        for index in indices:
-            data = self._data[body + ends[index] - head["size"][index] : body + ends[index]]
+        (first,) = _parts(self._data, [(row["at"], body)])
+        head = np.frombuffer(first, FRAME)
+        ends = (body + np.cumsum(head["size"], dtype=np.int64)).tolist()
+        sizes = head["size"].tolist()
+        spans = [(ends[index] - sizes[index], ends[index]) for index in indices.tolist()]
+        for index, data in zip(indices, _parts(self._data, spans), strict=True):
             yield data if crc32(data) == head["crc"][index] else None
+
+
+def _parts(data: memoryview | RemoteData, spans: Sequence[tuple[int, int]]) -> Iterable[memoryview | bytes]:
+    """Bytes from (first, end) each; from object storage at once."""
+    return data.ranges(spans) if isinstance(data, RemoteData) else (data[first:end] for first, end in spans)
 
 
 def _from_jpeg(data: Frames) -> Frames:
@@ -153,7 +161,7 @@ class FeatureStore:
     batch that it was adding.
 
     Args:
-        folder: The store.
+        folder: The store, or its address on object storage.
         key: What the features must come from (weights, views, table, ...); None accepts whatever is there.
 
     Attributes:
@@ -174,7 +182,7 @@ class FeatureStore:
     """
 
     def __init__(self, folder: str | Path, key: Mapping[str, Any] | None = None) -> None:
-        self.folder = Path(folder)
+        self.folder = place_of(folder)
         header = read_header(self.folder, "features", EXTRACT_AGAIN)
         self.key: dict[str, Any] = header["key"]
         if key is not None and (difference := first_difference(self.key, _as_json(key))):
@@ -227,7 +235,7 @@ class FeatureStore:
         self.__dict__.pop("_data", None)
 
     @cached_property
-    def _data(self) -> memoryview:
+    def _data(self) -> memoryview | RemoteData:
         return map_data(self.folder)
 
     @cached_property
