@@ -101,6 +101,8 @@ class DataConfig:
         flow: Flow store that views of flow read from (`stillmotion flow`); what it lacks is computed and added. None
             computes flow from the frames every time.
         workers: Loader processes.
+        timeout: Seconds after which a sample is given up and listed as unreadable; needs a worker. Flow that is added to a
+            store has a day.
     """
 
     targets: list[str] = field(default_factory=lambda: ["label"])
@@ -117,6 +119,11 @@ class DataConfig:
     packed: str | None = None
     flow: str | None = None
     workers: int = 1
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0.0:
+            raise ValueError(f"data.timeout={self.timeout}: give seconds, more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)

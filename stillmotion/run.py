@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 PACKAGES = ("stillmotion", "torch", "torchvision", "lightning", "timm", "numpy", "av", "opencv-contrib-python-headless")
 # What may differ between a run and its continuation, because it does not decide the weights. The table counts by its
 # hash, stores of frames and flow by their promise to serve the same samples.
-FREE = ("table", "root", "data.workers", "data.packed", "data.flow", "trainer.checkpoint_every")
+FREE = ("table", "root", "data.workers", "data.timeout", "data.packed", "data.flow", "trainer.checkpoint_every")
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,8 @@ def deliver(job: Job, engine: Engine, parts: Parts, task: Task, device: torch.de
     metrics, cost = selected(engine, job.trainer.select), None
     if parts.test is not None:
         reading = Reading(batch_size=job.optim.batch_size, workers=job.data.workers, device=device,
-                          short_side=job.data.short_side, packed=job.data.packed, flow=job.data.flow)  # fmt: skip
+                          short_side=job.data.short_side, packed=job.data.packed, flow=job.data.flow,
+                          timeout=job.data.timeout)  # fmt: skip
         tested = measure(run.path.name, student, parts.test, task, reading)
         write_predictions(run.path, tested.predictions, task)
         errors |= tested.predictions.errors

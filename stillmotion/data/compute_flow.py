@@ -17,8 +17,6 @@ from stillmotion.progress import progress_bar
 from stillmotion.run import Run
 
 BROKEN = "broken.csv"
-TIMEOUT_SECONDS = 24 * 3600.0
-"""For one sample: TV-L1 takes a second for a pair of frames."""
 STALE_SECONDS = 3600.0
 
 
@@ -57,6 +55,7 @@ def compute_flow(
     weights: str | None = None,
     device: str = "auto",
     workers: int = 2,
+    timeout: float = 24 * 3600.0,
     root: str | Path | None = None,
     progress: bool = True,
 ) -> FlowReport:
@@ -69,6 +68,7 @@ def compute_flow(
         weights: Of RAFT: a file with torchvision's state dict, or `default`.
         device: Where RAFT computes.
         workers: Processes, each on one thread; 0 computes in this process.
+        timeout: Seconds after which a sample is given up; needs a worker. TV-L1 takes a second for a pair of frames.
         root: Folder that the table's relative paths start from; None: that of the table.
         progress: Show a progress bar.
 
@@ -91,7 +91,7 @@ def compute_flow(
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("flow", total=len(table), completed=len(table) - len(todo))
         answers = (
-            run_apart(partial(_work, store), todo, workers=workers, timeout=TIMEOUT_SECONDS)
+            run_apart(partial(_work, store), todo, workers=workers, timeout=timeout)
             if workers
             else ((position, _add(store, sample)) for position, sample in enumerate(todo))
         )

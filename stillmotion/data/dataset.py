@@ -134,8 +134,12 @@ class VideoDataset(Dataset[Item]):
                 if fault := self._seen_by().extent(sample).fault:
                     item["fault"] = fault
         except (ValueError, OSError) as error:
-            return {"index": row, "error": one_line(error)}
+            return self.unread(row, one_line(error))
         return item
+
+    def unread(self, row: int, reason: str) -> Item:
+        """What stands in the place of a sample that could not be read."""
+        return {"index": row, "error": reason}
 
     def _seen_by(self) -> FrameSource | FlowStore:
         """What knows the frames; where all views see stored flow, no video is opened."""
