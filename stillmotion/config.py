@@ -101,8 +101,8 @@ class DataConfig:
         flow: Flow store that views of flow read from (`stillmotion flow`); what it lacks is computed and added. None
             computes flow from the frames every time.
         workers: Loader processes.
-        timeout: Seconds after which a sample is given up and listed as unreadable; needs a worker. Flow that is added to a
-            store has a day.
+        timeout: Seconds after which a sample is given up and listed as unreadable; needs a worker. Flow that is added
+            to a store has a day.
     """
 
     targets: list[str] = field(default_factory=lambda: ["label"])

@@ -21,6 +21,7 @@ from stillmotion.callbacks import (
     quiet_lightning,
 )
 from stillmotion.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, TrainerConfig
+from stillmotion.data.faults import one_line
 from stillmotion.data.split import drop_labels, hold_out
 from stillmotion.data.splits import check_classes, check_leaks
 from stillmotion.data.store import FrameStore
@@ -224,7 +225,12 @@ def prepare(job: Job, parts: Parts, task: Task) -> Engine:
     optim = replace(job.optim, epochs=max(job.optim.epochs, enough) if learns else 0)
     engine = Engine(method, optim, loaders, seed=job.seed)
     if job.run.checkpoint.exists():
-        engine.resume(job.run.read_checkpoint())
+        try:
+            engine.resume(job.run.read_checkpoint())
+        except (KeyError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"{job.run.checkpoint}: damaged ({one_line(error)[:200]}); remove it to train from the start"
+            ) from None
     return engine
 
 

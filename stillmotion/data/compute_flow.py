@@ -1,6 +1,7 @@
 """`stillmotion flow`: the optical flow of every sample of a table, computed once into a flow store."""
 
 import csv
+import os
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -139,6 +140,19 @@ def _known_faults(broken: Path) -> dict[str, str]:
 def _clean(parts: Path) -> None:
     """Removes what killed calls left half done, and not what a training is just adding."""
     for path in parts.iterdir() if parts.is_dir() else ():
-        if time.time() - path.stat().st_mtime > STALE_SECONDS:
+        pid = path.name.partition("-")[0]
+        # The clock may have jumped, and processes of other machines are not seen here: both must say that it is left.
+        if not _runs(pid) and time.time() - path.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
             path.unlink(missing_ok=True)
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process of this number runs here."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
