@@ -210,7 +210,7 @@ class Predictor:
     def _answer(self, sample: Sample, read: Callable[[], Seen]) -> Prediction:
         try:
             seen = read()
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             return _unreadable(sample, error)
         began = time.perf_counter()
         logits, frames = self.logits(seen.inputs), set(seen.frames.tolist())
@@ -218,7 +218,7 @@ class Predictor:
         if self.teacher is not None and self.asks(logits):
             try:
                 more = self.teacher.see(sample)
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, MemoryError) as error:
                 return _unreadable(sample, error)
             logits, frames, by = self.teacher.logits(more.inputs), frames | set(more.frames.tolist()), "teacher"
         seconds = seen.seconds + time.perf_counter() - began

@@ -125,7 +125,7 @@ def _work(store: FlowStore, sample: Sample) -> Answer:
 def _add(store: FlowStore, sample: Sample) -> Answer:
     try:
         return None, store.add(sample)["fault"]
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         return one_line(error), None
 
 

@@ -133,7 +133,7 @@ class VideoDataset(Dataset[Item]):
                 item |= {key: torch.from_numpy(frames) for key, frames in shown.items()}
                 if fault := self._seen_by().extent(sample).fault:
                     item["fault"] = fault
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             return self.unread(row, one_line(error))
         return item
 

@@ -70,7 +70,7 @@ def open_video(
         container = av.open(f"file:{path}", options={"analyzeduration": "1"} if quickly else {})
     except FileNotFoundError as error:
         raise VideoError(f"{path}: not found") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, av.FFmpegError) as error:
         raise VideoError(f"{path}: {why_not_open(path, error)}") from error
     with container:
         if container.format.name in PLAYLISTS:

@@ -116,7 +116,7 @@ class _Records:
                 # Decoding has shown what is damaged, and where the readable part ends.
                 extent = self.videos.extent(sample)
                 return self._record(sample, extent, known, damaged_frames(self.videos, sample, extent))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             return self.unread(row, one_line(error))
 
     def _record(self, sample: Sample, extent: Extent, known: Entry, damaged: frozenset[int]) -> tuple[bytes, Entry]:

@@ -25,12 +25,13 @@ MEMORY_MIB = 1024
 SECONDS = 60.0
 CODECS = {"a.mp4": "libx264", "b.avi": "mpeg4", "c.mkv": "libx264", "d.avi": "mjpeg", "e.mpg": "mpeg2video",
           "f.webm": "libvpx", "g.mov": "mpeg4", "h.gif": "gif"}  # fmt: skip
+KINDS = (".avi", ".mp4", ".mkv")
 LARGEST = 400_000
 """Bytes of a shared clip that is mutated."""
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    """Bits flipped anywhere, the end cut off, fields of the header or of the index at the end overwritten, blocks moved."""
+    """Bits flipped, the end cut off, fields of the header or of the index at the end overwritten, blocks moved."""
     copy, size = bytearray(data), len(data)
     kind = rng.integers(4)
     if kind == 0:
@@ -108,9 +109,8 @@ def test_mutated_videos(sources: list[str], record: Callable[[str], Record]) -> 
         memory.append(most)
         bad += [] if known else [(number, answer)]
     grown = max(memory) - min(m for m in memory if m)
-    row.note = (
-        f"{len(sources)} clips; " + ", ".join(f"{n} {k}" for k, n in sorted(kinds.items())) + f"; {grown} MiB more"
-    )
+    came = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+    row.note = f"{len(sources)} clips; {came}; {grown} MiB more"
     assert not bad, bad[:3]
     assert grown < MEMORY_MIB
 
