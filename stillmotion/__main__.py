@@ -1,5 +1,6 @@
 """The command `stillmotion`: every function of `api.py`, as jsonargparse reads it."""
 
+import errno
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, auto_cli
 
 from stillmotion import api
+from stillmotion.data.faults import one_line
 from stillmotion.memory import keep_memory
 
 COMMANDS: dict[str, Any] = {
@@ -51,6 +53,13 @@ EXTRAS = dict.fromkeys(("fastapi", "uvicorn", "python_multipart", "prometheus_cl
 # `--student X` is short for `--student.name X`; the networks of `evaluate`, `predict` and `report`, and the method
 # of `flow`, are but names.
 NAMED = ("--student", "--teacher", "--method", "--probe")
+
+
+REMEDIES: dict[int | None, str] = dict.fromkeys(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    "; make room and run the same command to go on: what was finished is kept",
+)
+"""What to do about an error of the system."""
 
 
 class _Parser(ArgumentParser):
@@ -140,10 +149,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extra = EXTRAS.get(error.name, "train")
         print(f"stillmotion: error: {error.name} is not installed; pip install 'stillmotion[{extra}]'", file=sys.stderr)
         return 2
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("STILLMOTION_TRACEBACK"):
             raise
-        print(f"stillmotion: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(
+            f"stillmotion: error: {one_line(error)}{REMEDIES.get(getattr(error, 'errno', None), '')}", file=sys.stderr
+        )
         return 2
     return result if isinstance(result, int) else 0
 

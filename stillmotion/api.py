@@ -327,6 +327,7 @@ def predict(
     overlay: str | None = None,
     view: dict[str, Any] = {},
     workers: int = 4,
+    timeout: float = 600.0,
     device: str = "auto",
     reject: float | None = None,
     teacher: str | None = None,
@@ -350,6 +351,7 @@ def predict(
         overlay: `.mp4` with the prediction drawn in (one input), or a folder for one video an input.
         view: Settings of `View` that differ from training, such as `{"moment": "keyframe"}` or `{"num_moments": 8}`.
         workers: Threads that read files.
+        timeout: Seconds after which a file that is being read is given up.
         device: auto, cpu or cuda.
         reject: Answers that are less probable than this are `unsure`; the probabilities are listed all the same.
         teacher: Run folder or exported file of a teacher, which answers where the model is no surer than `threshold`.
@@ -369,6 +371,7 @@ def predict(
         overlay=overlay,
         view=view,
         workers=workers,
+        timeout=timeout,
         device=device,
         reject=reject,
         teacher=teacher,
@@ -627,6 +630,7 @@ def pack(
     codec: Literal["jpeg", "raw"] = "jpeg",
     quality: int = 95,
     workers: int = 2,
+    timeout: float = 600.0,
     root: str | None = None,
 ) -> int:
     """Decodes a table's videos once into a frame store, from which later epochs read (`--data.packed FOLDER`).
@@ -640,11 +644,13 @@ def pack(
         codec: `raw` keeps every bit, `jpeg` takes about a tenth of the space.
         quality: Of JPEG, 1 to 95.
         workers: Processes that decode.
+        timeout: Seconds after which a video is given up and listed; needs a worker.
         root: Folder that the table's relative paths start from.
     """
     from stillmotion.data.pack import pack as run_pack
 
-    done = run_pack(table, output, root=root, short_side=short_side, codec=codec, quality=quality, workers=workers)
+    done = run_pack(table, output, root=root, short_side=short_side, codec=codec, quality=quality, workers=workers,
+                    timeout=timeout)  # fmt: skip
     print(f"{output}: {done}")
     return 1 if done.errors else 0
 
@@ -664,6 +670,7 @@ def flow(
     weights: str | None = None,
     device: str = "auto",
     workers: int = 2,
+    timeout: float = 86400.0,
     preview: int = 0,
     root: str | None = None,
 ) -> int:
@@ -689,6 +696,7 @@ def flow(
         weights: Of RAFT: a file with torchvision's state dict, or `default` (a download).
         device: Where RAFT computes: auto, cpu or cuda.
         workers: Processes, each on one thread.
+        timeout: Seconds after which a video is given up and listed (default: a day, as TV-L1 is slow); needs a worker.
         preview: Also write so many videos of frames beside their flow in colours, to `OUTPUT/preview`.
         root: Folder that the table's relative paths start from.
     """
@@ -697,7 +705,8 @@ def flow(
 
     settings = FlowSettings(method=method, step=step, stretch=stretch, short_side=short_side, fps=fps, bound=bound,
                             layout=layout, quality=quality)  # fmt: skip
-    done = compute_flow(table, output, settings, weights=weights, device=device, workers=workers, root=root)
+    done = compute_flow(table, output, settings, weights=weights, device=device, workers=workers,
+                        timeout=timeout, root=root)  # fmt: skip
     print(done)
     if preview:
         from stillmotion.report.flow_preview import write_previews

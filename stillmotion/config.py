@@ -104,6 +104,8 @@ class DataConfig:
             relieves the loader and moves pixels by at most one level of 255 (None: all in the loader). Views with a
             geometry of their own, or of flow, get it in the loader.
         workers: Loader processes.
+        timeout: Seconds after which a sample is given up and listed as unreadable; needs a worker. Flow that is added
+            to a store has a day.
     """
 
     targets: list[str] = field(default_factory=lambda: ["label"])
@@ -121,6 +123,11 @@ class DataConfig:
     flow: str | None = None
     geometry: Literal["device"] | None = None
     workers: int = 1
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0.0:
+            raise ValueError(f"data.timeout={self.timeout}: give seconds, more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from stillmotion.config import DataConfig, ModelConfig
 from stillmotion.data.dataset import Item, VideoDataset, collate
+from stillmotion.data.loader import FLOW_SECONDS
 from stillmotion.data.remote import local
 from stillmotion.data.store import FeatureStore
 from stillmotion.data.table import Table, read_table
+from stillmotion.data.watched import Watched
 from stillmotion.features import feature_fields, is_still, make_key, note_sizes
 from stillmotion.methods.hallucinate import feature_of
 from stillmotion.models.encoder import Encoder
@@ -125,6 +127,13 @@ class _Draws(Dataset[Item]):
         self.still = VideoDataset(table, None, views, **options)
         self.drawn = VideoDataset(table, None, views, random=True, **options)
 
+    def __len__(self) -> int:
+        return len(self.still)
+
+    def unread(self, row: int, reason: str) -> Item:
+        """As `VideoDataset.unread`."""
+        return self.still.unread(row, reason)
+
     def __getitem__(self, pair: tuple[int, int]) -> Item:
         number, row = pair
         return self.still[row] if number == NO_DRAW_NUMBER else self.drawn[number, row]
@@ -156,7 +165,7 @@ def _fill(
     still = is_still(teacher.views, data.augment)
     chunks = list(_chunks(store, table, plain if still else plain | drawn, batch_size))
     views = {f"teacher/{name}": view for name, view in teacher.views.items()}
-    items = _Draws(table, views, data, seed)
+    items = Watched(_Draws(table, views, data, seed), data.timeout if data.flow is None else FLOW_SECONDS)
     loader = DataLoader(items, batch_sampler=chunks, num_workers=data.workers, collate_fn=collate)
     if device == "auto":
         device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")

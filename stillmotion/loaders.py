@@ -84,7 +84,7 @@ class VideoLoaders:
     def train(self, rank: int, world_size: int) -> tuple[EpochBatches, Iterable[Batch]]:
         """Order and batches of the training samples, for one process."""
         batches = self._batches(rank, world_size)
-        return batches, loader(self._train, batches, self._data.workers)
+        return batches, loader(self._train, batches, self._data)
 
     def val(self, rank: int, world_size: int) -> Iterable[Batch] | None:
         """Batches of the validation samples, for one process; None without validation."""
@@ -92,7 +92,7 @@ class VideoLoaders:
             return None
         size = max(self._optim.batch_size // self._optim.accumulate, world_size)
         batches = EpochBatches(len(self._val), size, shuffle=False, rank=rank, world=world_size)
-        return loader(self._val, batches, self._data.workers)
+        return loader(self._val, batches, self._data)
 
 
 def still(table: Table, task: Task | None, views: dict[str, View], data: DataConfig) -> VideoDataset:
@@ -100,9 +100,9 @@ def still(table: Table, task: Task | None, views: dict[str, View], data: DataCon
     return VideoDataset(table, task, views, short_side=data.short_side, packed=data.packed, flow=data.flow)
 
 
-def loader(dataset: VideoDataset, batches: EpochBatches, workers: int) -> DataLoader[Batch]:
+def loader(dataset: VideoDataset, batches: EpochBatches, data: DataConfig) -> DataLoader[Batch]:
     """As `make_loader`, with workers that leave Ctrl-C to the main process."""
-    made = make_loader(dataset, batches, workers=workers)
+    made = make_loader(dataset, batches, workers=data.workers, timeout=data.timeout)
     made.worker_init_fn = _ignore_interrupt
     return made
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from stillmotion.data.dataset import VideoDataset
 from stillmotion.data.flow import RAFT
 from stillmotion.data.loader import EpochBatches, make_loader
+from stillmotion.data.pool import TIMEOUT_SECONDS
 from stillmotion.data.table import Table
 from stillmotion.journey import Seen, travel
 from stillmotion.methods.base import Method
@@ -42,12 +43,13 @@ class Reading:
     short_side: int | None = None
     packed: str | None = None
     flow: str | None = None
+    timeout: float = TIMEOUT_SECONDS
 
     def loader(self, table: Table, task: Task, views: dict[str, View]) -> Any:
         """Batches of a table with nothing random."""
         dataset = VideoDataset(table, task, views, short_side=self.short_side, packed=self.packed, flow=self.flow)
         batches = EpochBatches(len(table), self.batch_size, shuffle=False)
-        return make_loader(dataset, batches, workers=self.workers)
+        return make_loader(dataset, batches, workers=self.workers, timeout=self.timeout)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Batch norms over the batch of all processes while a network is trained, and back to its own when it is delivered."""
 
-from timm.layers import convert_sync_batchnorm
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
 from stillmotion.methods.base import Method
@@ -21,7 +21,8 @@ def join_norms(method: Method) -> None:
             for name, module in encoder.named_modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm)
         }
-        convert_sync_batchnorm(encoder)  # timm's, which knows norms that are fused with an activation
+        # timm's knows norms that are fused with an activation.
+        convert_sync_batchnorm(encoder)  # type: ignore[no-untyped-call]
         for name, module in own.items():
             if any(module is fixed for fixed in method.fixed_norms):
                 _put(encoder, name, module)

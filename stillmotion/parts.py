@@ -87,7 +87,8 @@ def part_of_launch() -> Iterator[Part]:
         yield Part()
         return
     import torch.distributed as dist
-    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     from stillmotion.processes import WAITING, launched
 

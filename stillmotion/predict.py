@@ -10,9 +10,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -25,8 +25,10 @@ from stillmotion.config import LiveConfig
 from stillmotion.data.decode import probe
 from stillmotion.data.faults import one_line
 from stillmotion.data.picture import reduced_size
+from stillmotion.data.pool import TIMEOUT_SECONDS
 from stillmotion.data.source import FrameSource, Videos
 from stillmotion.data.table import Sample
+from stillmotion.data.threads import Call, Threads
 from stillmotion.inputs import find_samples, is_live
 from stillmotion.journey import Seen, look
 from stillmotion.networks import Inputs, Network, load_network
@@ -127,22 +129,30 @@ class Predictor:
         sample = source if isinstance(source, Sample) else Sample(Path(source), str(source))
         return self._answer(sample, lambda: self.see(sample))
 
-    def many(self, samples: Iterable[Sample], *, workers: int = 4) -> Iterator[Prediction]:
-        """Predicts samples in their order, while further files are read in `workers` threads."""
-        with ThreadPoolExecutor(workers) as pool:
-            pending: deque[tuple[Sample, Future[Seen]]] = deque()
-            source = iter(samples)
-            try:
-                while True:
-                    # Twice as many as workers: none waits for the network, and memory stays small.
-                    while len(pending) < 2 * workers and (sample := next(source, None)) is not None:
-                        pending.append((sample, pool.submit(self.see, sample)))
-                    if not pending:
-                        return
-                    sample, future = pending.popleft()
-                    yield self._answer(sample, future.result)
-            finally:
-                pool.shutdown(cancel_futures=True)
+    def many(
+        self, samples: Iterable[Sample], *, workers: int = 4, timeout: float = TIMEOUT_SECONDS
+    ) -> Iterator[Prediction]:
+        """Predicts samples in their order, while further files are read in threads.
+
+        Args:
+            samples: What to predict.
+            workers: Number of threads.
+            timeout: Seconds after which a file that is being read is given up, and its thread replaced.
+        """
+        pool = Threads(self.see, workers, timeout)
+        pending: deque[tuple[Sample, Call[Seen]]] = deque()
+        source = iter(samples)
+        try:
+            while True:
+                # Twice as many as workers: none waits for the network, and memory stays small.
+                while len(pending) < 2 * workers and (sample := next(source, None)) is not None:
+                    pending.append((sample, pool.submit(sample)))
+                if not pending:
+                    return
+                sample, call = pending.popleft()
+                yield self._answer(sample, partial(pool.result, call))
+        finally:
+            pool.end()
 
     def logits(self, inputs: Inputs) -> NDArray[np.float32]:
         """Calibrated logits (K,) of frames (N, T, C, H, W) by view."""
@@ -200,7 +210,7 @@ class Predictor:
     def _answer(self, sample: Sample, read: Callable[[], Seen]) -> Prediction:
         try:
             seen = read()
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             return _unreadable(sample, error)
         began = time.perf_counter()
         logits, frames = self.logits(seen.inputs), set(seen.frames.tolist())
@@ -208,7 +218,7 @@ class Predictor:
         if self.teacher is not None and self.asks(logits):
             try:
                 more = self.teacher.see(sample)
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, MemoryError) as error:
                 return _unreadable(sample, error)
             logits, frames, by = self.teacher.logits(more.inputs), frames | set(more.frames.tolist()), "teacher"
         seconds = seen.seconds + time.perf_counter() - began
@@ -228,6 +238,7 @@ def predict(
     overlay: str | None = None,
     view: dict[str, Any] | None = None,
     workers: int = 4,
+    timeout: float = TIMEOUT_SECONDS,
     device: str = "auto",
     reject: float | None = None,
     teacher: str | None = None,
@@ -247,6 +258,7 @@ def predict(
         overlay: `.mp4` with the prediction drawn in (one input), or a folder for one video an input.
         view: Settings of `View` that differ from training, such as `{"moment": "keyframe"}` or `{"num_moments": 8}`.
         workers: Threads that read files.
+        timeout: Seconds after which a file is given up.
         device: auto, cpu or cuda.
         reject: Answers that are less probable than this are `unsure`.
         teacher: Run folder or exported file of a teacher that answers where the model is no surer than `threshold`.
@@ -273,7 +285,7 @@ def predict(
     )
     failed = partly = 0
     with prediction_writer(output, predictor.task, top) as write, event_writer(events) as note:
-        for sample, prediction in zip(samples, predictor.many(samples, workers=workers), strict=True):
+        for sample, prediction in zip(samples, predictor.many(samples, workers=workers, timeout=timeout), strict=True):
             if sample.id in targets and prediction.error is None:
                 prediction = write_overlay(targets[sample.id], sample, prediction, predictor)
             failed += prediction.error is not None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stillmotion.data.pool import TIMEOUT_SECONDS
 from stillmotion.data.table import Table
 from stillmotion.protocols.pooling import average_precisions
 from stillmotion.results import write_atomic
@@ -61,6 +62,7 @@ def predict_table(
     short_side: int | None = None,
     packed: str | None = None,
     flow: str | None = None,
+    timeout: float = TIMEOUT_SECONDS,
 ) -> Predictions:
     """Runs a network on every sample of a table, with nothing random.
 
@@ -71,7 +73,7 @@ def predict_table(
         outputs: Names of further outputs to keep.
         role: Under which stored features are found.
         batch_size, workers, device: Where and how it runs.
-        short_side, packed, flow: As in `DataConfig`.
+        short_side, packed, flow, timeout: As in `DataConfig`.
 
     Raises:
         ValueError: No sample can be read; the message names the first.
@@ -81,7 +83,7 @@ def predict_table(
 
     views = {f"{role}/{name}": view for name, view in encoder.views.items()}
     dataset = VideoDataset(table, task, views, short_side=short_side, packed=packed, flow=flow)
-    loader = make_loader(dataset, EpochBatches(len(table), batch_size, shuffle=False), workers=workers)
+    loader = make_loader(dataset, EpochBatches(len(table), batch_size, shuffle=False), workers=workers, timeout=timeout)
     encoder.to(device).eval()
     return collect(table, loader, lambda batch: encoder.from_batch(batch, role), device, outputs)
 
@@ -209,7 +211,7 @@ def read_predictions(folder: Path) -> tuple[Task, dict[str, NDArray[np.float32]]
             logits = {row["id"]: np.array(row["logits"].split(), np.float32) for row in csv.DictReader(file)}
         if any(len(values) != task.num_outputs for values in logits.values()):
             raise ValueError(f"{task.num_outputs} classes, and other numbers of logits")
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, csv.Error, ValueError) as error:
         raise ValueError(f"{folder}: no predictions of `evaluate --output` in it ({error})") from None
     return task, logits
 

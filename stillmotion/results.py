@@ -115,8 +115,11 @@ def write_results(
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Writes a file so that it is there whole or not at all, even if the process is killed."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(data.encode() if isinstance(data, str) else data)
-    os.replace(part, path)
+    try:
+        part.write_bytes(data.encode() if isinstance(data, str) else data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_results(path: str | Path) -> list[Row]:

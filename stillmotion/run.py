@@ -18,7 +18,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -41,8 +40,8 @@ PACKAGES = ("stillmotion", "torch", "torchvision", "lightning", "timm", "numpy",
 # What may differ between a run and its continuation, because it does not decide the weights. The table counts by its
 # hash, stores of frames and flow by their promise to serve the same samples. The number of processes moves weights
 # within rounding.
-FREE = ("table", "root", "data.workers", "data.packed", "data.flow", "trainer.checkpoint_every", "trainer.devices",
-        "trainer.strategy", "trainer.timeout")  # fmt: skip
+FREE = ("table", "root", "data.workers", "data.timeout", "data.packed", "data.flow", "trainer.checkpoint_every",
+        "trainer.devices", "trainer.strategy", "trainer.timeout")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,8 @@ class Run:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: is a file; give a folder as --output")
         self.path.mkdir(parents=True, exist_ok=True)
+        for part in self.path.glob(".*.part"):  # a killed process left it
+            part.unlink(missing_ok=True)
         if not self.checkpoint.exists():
             self.write_json("settings.json", settings)
             self.write_json("environment.json", environment())
@@ -131,9 +132,10 @@ class Run:
             data = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ValueError(f"{self.path}: no {name}; is this a run folder?") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{self.path / name}: not JSON ({error}); remove the folder and train again") from None
-        assert isinstance(data, dict)
+        if not isinstance(data, dict):
+            raise ValueError(f"{self.path / name}: not an object of JSON; remove the folder and train again")
         return data
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
@@ -171,8 +173,12 @@ class Run:
 
         try:
             checkpoint: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
+            if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("stillmotion"), dict):
+                raise ValueError("no checkpoint of stillmotion")
+        except PermissionError:
+            raise ValueError(f"{self.checkpoint}: no permission to read it") from None
+        except Exception as error:  # a damaged file can fail in any way; one with code is refused
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise ValueError(f"{self.checkpoint}: not readable ({reason}); remove it to train from the start") from None
         return checkpoint
 

@@ -238,7 +238,12 @@ def prepare(job: Job, parts: Parts, task: Task) -> Engine:
     engine = Engine(method, optim, loaders, seed=job.seed, sync_norms=job.trainer.sync_batchnorm,
                     timeout=job.trainer.timeout)  # fmt: skip
     if job.run.checkpoint.exists():
-        engine.resume(job.run.read_checkpoint())
+        try:
+            engine.resume(job.run.read_checkpoint())
+        except (KeyError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"{job.run.checkpoint}: damaged ({one_line(error)[:200]}); remove it to train from the start"
+            ) from None
     return engine
 
 
@@ -269,7 +274,8 @@ def deliver(job: Job, engine: Engine, parts: Parts, task: Task, device: torch.de
     metrics, cost = selected(engine, job.trainer.select), None
     if parts.test is not None:
         reading = Reading(batch_size=job.optim.batch_size, workers=job.data.workers, device=device,
-                          short_side=job.data.short_side, packed=job.data.packed, flow=job.data.flow)  # fmt: skip
+                          short_side=job.data.short_side, packed=job.data.packed, flow=job.data.flow,
+                          timeout=job.data.timeout)  # fmt: skip
         tested = measure(run.path.name, student, parts.test, task, reading)
         write_predictions(run.path, tested.predictions, task)
         errors |= tested.predictions.errors
@@ -339,7 +345,7 @@ def _lost(job: Job, error: RuntimeError) -> LostError:
     where = f"the last checkpoint is of step {step}" if step else "there is no checkpoint yet"
     line = (f"{job.run.path}: another process of this training is gone ({reason[:120]}); {where}; run the "
             "same command to go on, on any number of processes")  # fmt: skip
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         # What the GPU still waits for never comes, and an orderly end would wait for it.
         print(f"stillmotion: error: {line}", file=sys.stderr, flush=True)
         os._exit(2)

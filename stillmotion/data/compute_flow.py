@@ -1,6 +1,7 @@
 """`stillmotion flow`: the optical flow of every sample of a table, computed once into a flow store."""
 
 import csv
+import os
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -17,8 +18,6 @@ from stillmotion.progress import progress_bar
 from stillmotion.run import Run
 
 BROKEN = "broken.csv"
-TIMEOUT_SECONDS = 24 * 3600.0
-"""For one sample: TV-L1 takes a second for a pair of frames."""
 STALE_SECONDS = 3600.0
 
 
@@ -57,6 +56,7 @@ def compute_flow(
     weights: str | None = None,
     device: str = "auto",
     workers: int = 2,
+    timeout: float = 24 * 3600.0,
     root: str | Path | None = None,
     progress: bool = True,
 ) -> FlowReport:
@@ -69,6 +69,7 @@ def compute_flow(
         weights: Of RAFT: a file with torchvision's state dict, or `default`.
         device: Where RAFT computes.
         workers: Processes, each on one thread; 0 computes in this process.
+        timeout: Seconds after which a sample is given up; needs a worker. TV-L1 takes a second for a pair of frames.
         root: Folder that the table's relative paths start from; None: that of the table.
         progress: Show a progress bar.
 
@@ -91,7 +92,7 @@ def compute_flow(
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("flow", total=len(table), completed=len(table) - len(todo))
         answers = (
-            run_apart(partial(_work, store), todo, workers=workers, timeout=TIMEOUT_SECONDS)
+            run_apart(partial(_work, store), todo, workers=workers, timeout=timeout)
             if workers
             else ((position, _add(store, sample)) for position, sample in enumerate(todo))
         )
@@ -124,7 +125,7 @@ def _work(store: FlowStore, sample: Sample) -> Answer:
 def _add(store: FlowStore, sample: Sample) -> Answer:
     try:
         return None, store.add(sample)["fault"]
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         return one_line(error), None
 
 
@@ -139,6 +140,19 @@ def _known_faults(broken: Path) -> dict[str, str]:
 def _clean(parts: Path) -> None:
     """Removes what killed calls left half done, and not what a training is just adding."""
     for path in parts.iterdir() if parts.is_dir() else ():
-        if time.time() - path.stat().st_mtime > STALE_SECONDS:
+        pid = path.name.partition("-")[0]
+        # The clock may have jumped, and processes of other machines are not seen here: both must say that it is left.
+        if not _runs(pid) and time.time() - path.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
             path.unlink(missing_ok=True)
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process of this number runs here."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

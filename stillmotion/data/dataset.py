@@ -144,9 +144,13 @@ class VideoDataset(Dataset[Item]):
                     item["fault"] = fault
         except RemoteError:
             raise  # not the sample's fault
-        except (ValueError, OSError) as error:
-            return {"index": row, "error": one_line(error)}
+        except (ValueError, OSError, MemoryError) as error:
+            return self.unread(row, one_line(error))
         return item
+
+    def unread(self, row: int, reason: str) -> Item:
+        """What stands in the place of a sample that could not be read."""
+        return {"index": row, "error": reason}
 
     def _seen_by(self) -> FrameSource | FlowStore:
         """What knows the frames; where all views see stored flow, no video is opened."""

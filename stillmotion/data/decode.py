@@ -353,7 +353,9 @@ def _refuse(path: Path, stream: int | None, sheet: _Sheet, known: _Known) -> NoR
     fault = f"; {info.fault}" if info.fault else ""
     _check_range(path, sheet.wanted, info.num_frames, fault)
     damaged = [number for number in sheet.wanted if number in known.damaged]
-    assert damaged, (path, sheet.wanted)
+    if not damaged:  # another program wrote to it between the two looks
+        forget(path)
+        raise VideoError(f"{path}: changed while it was read; read it again")
     raise VideoError(f"{path}: frame {damaged[0]} is damaged{fault}")
 
 

@@ -20,6 +20,8 @@ from stillmotion.data.picture import Size, Turn, as_array, scaled
 
 RAW_STREAMS = frozenset(["m4v", "h264", "hevc", "mpegvideo", "vc1", "av1", "obu", "cavsvideo", "dirac", "mjpeg"])
 """Containers that are none: a bare stream of pictures without times."""
+PLAYLISTS = frozenset(["hls", "concat", "dash", "imf", "sdp", "rtsp", "rtp", "webm_dash_manifest"])
+"""Text that makes FFmpeg read other files, wherever they lie."""
 DIGEST_SIZE = 64
 KEEP_BYTES = 48 * 2**20
 
@@ -65,12 +67,14 @@ def open_video(
         VideoError: Not there, not a video, or no such stream.
     """
     try:
-        container = av.open(str(path), options={"analyzeduration": "1"} if quickly else {})
+        container = av.open(f"file:{path}", options={"analyzeduration": "1"} if quickly else {})
     except FileNotFoundError as error:
         raise VideoError(f"{path}: not found") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, av.FFmpegError) as error:
         raise VideoError(f"{path}: {why_not_open(path, error)}") from error
     with container:
+        if container.format.name in PLAYLISTS:
+            raise VideoError(f"{path}: not a video but a playlist ({container.format.name}); name its videos")
         videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not videos:
             others = ", ".join(f"{s.type}" for s in container.streams) or "nothing"

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,13 +26,17 @@ from numpy.typing import NDArray
 
 from stillmotion.data.flow import Vectors, from_bytes, to_bytes
 from stillmotion.data.journal import Entry, StoreError, write_atomically
-from stillmotion.data.remote import is_remote
+from stillmotion.data.remote import RemoteError, is_remote
 from stillmotion.data.table import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Sample
 
 Fields = Iterable[tuple[int, Vectors]]
 HEADERS, PARTS, ENTRY = "headers", ".parts", "flow.json"
 SIDES = {"mars": (("", "TVL1jpg_x_", 5), ("", "TVL1jpg_y_", 5)), "two-stream": (("u", "frame", 6), ("v", "frame", 6))}
 """Folder, name and digits of the pictures of u and of v."""
+KINDS = {"id": str, "num_frames": int, "keyframes": list, "damaged": list}
+"""Of what an entry says."""
+MOST_BYTES = 2**28
+"""Of a picture, or of what is known of a sample, unpacked."""
 AGAIN = "remove it and run `stillmotion flow` again"
 
 
@@ -59,6 +64,21 @@ def _decoded(data: bytes, path: Path) -> NDArray[np.uint8]:
     if picture is None:
         raise StoreError(f"{path}: not a picture; {AGAIN}")
     return np.asarray(picture, np.uint8)
+
+
+def _entry(data: bytes, path: Path) -> Entry:
+    """What is known of a sample.
+
+    Raises:
+        StoreError: It is not known.
+    """
+    try:
+        entry: Entry = json.loads(data)
+        if all(isinstance(entry[name], kind) for name, kind in KINDS.items()):
+            return {"fps": None, "fault": None, "bytes": None, "size": [], **entry}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise StoreError(f"{path}: damaged (what it says of its sample); {AGAIN}")
 
 
 def _part(folder: Path, name: str) -> Path:
@@ -123,14 +143,18 @@ class OpenFile:
         self.path = path
         try:
             self._pack = zipfile.ZipFile(io.BytesIO(path.read_bytes()) if is_remote(path) else path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except RemoteError:
+            raise
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise StoreError(f"{path}: damaged ({error}); {AGAIN}") from None
-        self.entry: Entry = json.loads(self._bytes(ENTRY))
+        self.entry: Entry = _entry(self._bytes(ENTRY), path)
 
     def _bytes(self, name: str) -> bytes:
         try:
+            if self._pack.getinfo(name).file_size > MOST_BYTES:
+                raise zipfile.BadZipFile(f"{name} is too large")
             return self._pack.read(name)
-        except (zipfile.BadZipFile, OSError, EOFError, KeyError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, ValueError, RuntimeError) as error:
             raise StoreError(f"{self.path}: damaged ({str(error).strip(chr(34))}); {AGAIN}") from None
 
     def read(self, number: int) -> Vectors:
@@ -140,7 +164,10 @@ class OpenFile:
             StoreError: It is damaged.
         """
         picture = _decoded(self._bytes(f"{number + 1:06d}.jpg"), self.path)
-        u, v = np.split(from_bytes(picture, self.entry["scales"][str(number)]), 2)
+        scale = self.entry.get("scales", {}).get(str(number))
+        if not isinstance(scale, (int, float)) or len(picture) % 2:
+            raise StoreError(f"{self.path}: damaged (field {number}); {AGAIN}")
+        u, v = np.split(from_bytes(picture, scale), 2)
         return np.stack([u, v], -1)
 
 
@@ -237,9 +264,10 @@ class OpenPictures:
     def __init__(self, pictures: Pictures, sample: Sample) -> None:
         self._pictures, self._sample, place = pictures, sample, pictures.place(sample)
         try:
-            self.entry: Entry = json.loads(place.read_bytes())
-        except (OSError, ValueError) as error:
+            data = place.read_bytes()
+        except OSError as error:
             raise StoreError(f"{place}: damaged ({error}); {AGAIN}") from None
+        self.entry: Entry = _entry(data, place)
         # MARS cuts fractions off, so that a byte means the middle of its range; the other tool rounds.
         self._offset = 0.5 if pictures.layout == "mars" else 0.0
 
@@ -250,7 +278,7 @@ class OpenPictures:
             u, v = (path.read_bytes() for path in paths)
         except OSError as error:
             raise StoreError(f"{paths[0]}: {error.strerror}; {AGAIN}") from None
-        if crc32(v, crc32(u)) != self.entry["crcs"][str(number)]:
+        if crc32(v, crc32(u)) != self.entry.get("crcs", {}).get(str(number)):
             raise StoreError(f"{paths[0]}: damaged, or its v (checksum); {AGAIN}, with its header")
         sides = [_decoded(data, path) for data, path in zip((u, v), paths, strict=True)]
         scale = np.float32(2.0 * self._pictures.bound / 255.0)

@@ -86,8 +86,9 @@ def pad(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return padded
 
 
-def render_batch(batch: dict[str, Any]) -> dict[str, Any]:
+def render_batch(given: Mapping[str, Any]) -> dict[str, Any]:
     """Frames as the views see them, uint8 (B, N, T, 3, h, w), on the device that they are on."""
+    batch = dict(given)
     for key in [name.removesuffix(ROWS) for name in batch if name.endswith(ROWS)]:
         rows, columns = (batch.pop(key + end)[:, None, None, None] for end in (ROWS, COLUMNS))
         across = _rounded(batch[key].movedim(-1, -3).float() @ columns.mT)

@@ -38,9 +38,11 @@ def read_header(folder: Path | RemotePath, kind: str, remedy: str) -> dict[str, 
     """
     try:
         header: dict[str, Any] = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        if not isinstance(header, dict):
+            raise ValueError
     except RemoteError:
         raise
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise StoreError(f"{folder}: not a {kind} store (no readable {HEADER}); {remedy}") from None
     if header.get("kind") != kind:
         raise StoreError(f"{folder}: this is a {header.get('kind')} store, not a {kind} store; {remedy}")
@@ -78,13 +80,18 @@ def read_entries(folder: Path | RemotePath) -> tuple[list[Entry], int]:
     for line in text.splitlines(keepends=True):
         try:
             entry = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            entry = None
-        if entry is None or entry["at"] + entry["size"] > size:
+            if entry is None or not _is_whole(entry) or entry["at"] + entry["size"] > size:
+                break
+        except (ValueError, TypeError, KeyError, RecursionError):
             break
         entries.append(entry)
         length += len(line)
     return entries, length
+
+
+def _is_whole(entry: Entry) -> bool:
+    numbers = [entry["at"], entry["size"], entry["crc"]]
+    return isinstance(entry["id"], str) and all(isinstance(n, int) and n >= 0 for n in numbers)
 
 
 def map_data(folder: Path | RemotePath) -> memoryview | RemoteData:
@@ -163,11 +170,14 @@ class Journal:
 def write_atomically(path: Path, text: str) -> None:
     """Writes a small text file so that a reader sees the old or the new one, never a part."""
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def first_difference(stored: Any, wanted: Any, name: str = "") -> str | None:

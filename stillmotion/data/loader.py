@@ -8,8 +8,12 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from stillmotion.data.dataset import VideoDataset, collate
+from stillmotion.data.pool import TIMEOUT_SECONDS
+from stillmotion.data.watched import Watched
 
 Pair = tuple[int, int]
+FLOW_SECONDS = 24 * 3600.0
+"""For the flow of one sample: TV-L1 takes a second for a pair of frames."""
 
 
 class EpochBatches(Sampler[list[Pair]]):
@@ -76,17 +80,20 @@ class EpochBatches(Sampler[list[Pair]]):
         return batch[self.rank :: sharers] if self.rank < sharers else []
 
 
-def make_loader(dataset: VideoDataset, batches: EpochBatches, *, workers: int = 0) -> DataLoader[dict[str, Any]]:
+def make_loader(
+    dataset: VideoDataset, batches: EpochBatches, *, workers: int = 0, timeout: float = TIMEOUT_SECONDS
+) -> DataLoader[dict[str, Any]]:
     """A loader whose batches are the same for any number of workers.
 
     Args:
         dataset: The samples.
         batches: Their order; `batches.set_epoch` before each epoch, also with workers that stay alive.
         workers: Loader processes; 0 loads in this process.
+        timeout: Seconds after which a sample is given up; only with workers, and not where flow is added to a store.
     """
     assert batches.size == len(dataset)
     return DataLoader(
-        dataset,
+        Watched(dataset, timeout if dataset.flow is None else FLOW_SECONDS),
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,

@@ -54,6 +54,7 @@ def pack(
     codec: Codec = "jpeg",
     quality: int = 95,
     workers: int = 2,
+    timeout: float = 600.0,
     progress: bool = True,
 ) -> PackReport:
     """Writes a frame store, or goes on with one that was interrupted; the result is the same.
@@ -66,6 +67,7 @@ def pack(
         codec: `raw` keeps every bit; `jpeg` takes a fifth of the space or less.
         quality: Of JPEG, 1 to 95.
         workers: Processes that decode.
+        timeout: Seconds after which a sample is given up; needs a worker.
         progress: Show a progress bar.
 
     Raises:
@@ -81,7 +83,7 @@ def pack(
         if [e["id"] for e in journal.entries] != [s.id for s in table.samples[:done]]:
             raise StoreError(f"{output}: the store holds other samples than {table.source}; {PACK_AGAIN}")
         with _bar(len(table), done, progress) as advance:
-            for record in _records(table.samples[done:], short_side, codec, quality, workers):
+            for record in _records(table.samples[done:], short_side, codec, quality, workers, timeout):
                 journal.append([record])
                 advance()
         entries = journal.entries
@@ -99,6 +101,11 @@ class _Records:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def unread(self, row: int, reason: str) -> tuple[bytes, Entry]:
+        """The record of a sample that could not be read."""
+        sample = self.samples[row]
+        return b"", {"id": sample.id, "bytes": file_size(sample.path), "error": reason}
+
     def __getitem__(self, row: int) -> tuple[bytes, Entry]:
         sample = self.samples[row]
         known: Entry = {"id": sample.id, "bytes": file_size(sample.path)}
@@ -110,8 +117,8 @@ class _Records:
                 # Decoding has shown what is damaged, and where the readable part ends.
                 extent = self.videos.extent(sample)
                 return self._record(sample, extent, known, damaged_frames(self.videos, sample, extent))
-        except (ValueError, OSError) as error:
-            return b"", {**known, "error": one_line(error)}
+        except (ValueError, OSError, MemoryError) as error:
+            return self.unread(row, one_line(error))
 
     def _record(self, sample: Sample, extent: Extent, known: Entry, damaged: frozenset[int]) -> tuple[bytes, Entry]:
         size: list[int] = []
@@ -156,12 +163,14 @@ def _encode(frames: Iterable[NDArray[np.uint8] | None], codec: Codec, quality: i
 
 
 def _records(
-    samples: tuple[Sample, ...], short_side: int | None, codec: Codec, quality: int, workers: int
+    samples: tuple[Sample, ...], short_side: int | None, codec: Codec, quality: int, workers: int, timeout: float
 ) -> Iterator[tuple[bytes, Entry]]:
     from torch.utils.data import DataLoader
 
+    from stillmotion.data.watched import Watched
+
     # A loader's processes keep the order, run only a little ahead, and end when this process is killed.
-    records: Any = _Records(samples, short_side, codec, quality)
+    records = Watched(_Records(samples, short_side, codec, quality), timeout)
     yield from DataLoader(records, batch_size=None, num_workers=workers, collate_fn=_unchanged)
 
 

@@ -11,6 +11,8 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+TIMEOUT_SECONDS = 600.0
+"""For one sample, where nothing else is said."""
 START_SECONDS = 600.0
 """How long a new process may take to import what it needs."""
 
@@ -124,7 +126,7 @@ class Process(Generic[Item, Result]):
             failure = Failure(f"no answer within {timeout:g} s")
         except (EOFError, OSError):
             self.process.join(5.0)
-            failure = Failure(f"its reader died ({_how(self.process.exitcode)})")
+            failure = Failure(f"its reader died ({how_ended(self.process.exitcode)})")
         self.end()
         return failure
 
@@ -134,7 +136,13 @@ class Process(Generic[Item, Result]):
         self.process.join()
 
 
-def _how(code: int | None) -> str:
+def how_ended(code: int | None) -> str:
+    """How a process ended, from its exit code.
+
+    Example:
+        >>> how_ended(-9), how_ended(1)
+        ('signal SIGKILL', 'exit code 1')
+    """
     if code is not None and code < 0:
         return f"signal {signal.Signals(-code).name}"
     return f"exit code {code}"

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Literal, Self
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stillmotion.data.faults import one_line
 from stillmotion.data.journal import (
     Entry,
     Journal,
@@ -50,9 +52,11 @@ class FrameStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = place_of(folder)
         self.header = read_header(self.folder, "frames", PACK_AGAIN)
-        self.codec: Codec = self.header["codec"]
-        self.short_side: int | None = self.header["short_side"]
+        self.codec: Codec = self.header.get("codec", "raw")
+        self.short_side: int | None = self.header.get("short_side")
         self.rows: dict[str, Entry] = {entry["id"]: entry for entry in read_entries(self.folder)[0]}
+        if odd := [name for name, row in self.rows.items() if not _is_record(row)]:
+            raise StoreError(f"{self.folder}: damaged (what it says of {odd[0]}); {PACK_AGAIN}")
 
     @cached_property
     def _data(self) -> memoryview | RemoteData:
@@ -141,6 +145,20 @@ def _parts(data: memoryview | RemoteData, spans: Sequence[tuple[int, int]]) -> I
     return data.ranges(spans) if isinstance(data, RemoteData) else (data[first:end] for first, end in spans)
 
 
+def _is_record(row: Entry) -> bool:
+    """Whether everything is there that reading needs."""
+    if "error" in row:
+        return isinstance(row["error"], str)
+    numbers = [row.get(name) for name in ("num_frames", "height", "width")]
+    return (
+        all(isinstance(n, int) and 0 < n < 2**31 for n in numbers)
+        and row["num_frames"] * FRAME.itemsize <= row["size"]
+        and max(row["height"], row["width"]) < 2**16
+        and isinstance(row.get("keyframes"), list)
+        and {"fps", "fault", "bytes"} <= row.keys()
+    )
+
+
 def _from_jpeg(data: Frames) -> Frames:
     import cv2  # the same pixels as Pillow's in a third of the time; not part of the runtime
 
@@ -151,7 +169,11 @@ def _from_jpeg(data: Frames) -> Frames:
 
 def file_size(path: Path) -> int | None:
     """Bytes of a file; None for a folder, or where nothing is."""
-    return path.stat().st_size if path.is_file() else None
+    try:
+        state = path.stat()
+    except OSError:  # gone, or not ours to look at
+        return None
+    return state.st_size if S_ISREG(state.st_mode) else None
 
 
 class FeatureStore:
@@ -184,14 +206,17 @@ class FeatureStore:
     def __init__(self, folder: str | Path, key: Mapping[str, Any] | None = None) -> None:
         self.folder = place_of(folder)
         header = read_header(self.folder, "features", EXTRACT_AGAIN)
-        self.key: dict[str, Any] = header["key"]
+        self.key: dict[str, Any] = header.get("key", {})
         if key is not None and (difference := first_difference(self.key, _as_json(key))):
             raise StoreError(f"{self.folder}: these features do not match: {difference}; {EXTRACT_AGAIN}")
-        self.fields = {name: tuple(shape) for name, shape in header["fields"].items()}
         self.errors: dict[str, str] = {}
         self._rows: dict[tuple[str, int], tuple[int, int]] = {}
         self._journal: Journal | None = None
-        self._take(read_entries(self.folder)[0])
+        try:
+            self.fields = {name: tuple(map(int, shape)) for name, shape in header["fields"].items()}
+            self._take(read_entries(self.folder)[0])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(f"{self.folder}: damaged ({one_line(error)}); {EXTRACT_AGAIN}") from None
 
     @classmethod
     def open(cls, folder: str | Path, key: Mapping[str, Any] | None = None) -> Self:
@@ -278,6 +303,8 @@ class FeatureStore:
         if crc32(row) != crc:
             raise StoreError(f"{self.folder}: features of {sample} are damaged (checksum); {EXTRACT_AGAIN}")
         first, last = self._places[field]
+        if len(row) < 4 * last:
+            raise StoreError(f"{self.folder}: features of {sample} are damaged (size); {EXTRACT_AGAIN}")
         return np.frombuffer(row[4 * first : 4 * last], "<f4").reshape(self.fields[field]).copy()
 
     def add(self, rows: Iterable[tuple[str, int, Mapping[str, NDArray[Any]]]]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillmotion.export.formats import METADATA, Arrays, Run
+from stillmotion.export.screen import screen
 
 if TYPE_CHECKING:
     from stillmotion.export.deliver import Settings
@@ -38,8 +39,9 @@ def load(path: Path, device: str, threads: int | None) -> tuple[Run, str | None]
     where = set_up_torch(device, threads)
     extra = {FACTS: ""}
     try:
+        screen(path)
         program = torch.export.load(path, extra_files=extra)
-    except Exception as error:  # zip, pickle and torch's own errors
+    except Exception as error:  # zip, JSON and torch's own errors
         raise ValueError(f"not a model that torch.export saved ({' '.join(str(error).split())[:120]})") from None
     module = (move_to_device_pass(program, where) if where != "cpu" else program).module()
     facts = extra[FACTS] or None

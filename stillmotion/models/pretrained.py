@@ -3,12 +3,14 @@
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from stillmotion.data.faults import one_line
 from stillmotion.models.checkpoint import WeightsReport, read_weights
 from stillmotion.models.encoder import Encoder
 from stillmotion.results import write_atomic
@@ -86,9 +88,10 @@ def load_pretrained(
     model = {**config["model"], "view": {**config["model"].get("view", {}), **(view or {})}}
     model["taps"] = list(taps) or model.get("taps", [])
     # Random values that are overwritten must not move the caller's random numbers.
-    with torch.random.fork_rng(devices=[], enabled=weights):
+    with torch.random.fork_rng(devices=[], enabled=weights), _told(folder / CONFIG):
+        task = task_from_dict(config["task"])
         encoder = create_model(**model)
-    encoder.views = {k: View.from_dict({**v, **(view or {})}) for k, v in config["views"].items()}
+        encoder.views = {k: View.from_dict({**v, **(view or {})}) for k, v in config["views"].items()}
     if weights:
         try:
             encoder.load_state_dict(state := read_weights(folder / WEIGHTS), strict=True)
@@ -97,7 +100,28 @@ def load_pretrained(
             raise PretrainedError(f"{folder / WEIGHTS}: does not fit {folder / CONFIG} ({reason})") from None
         encoder.weights_report = WeightsReport(source=str(source), copied=tuple(state), left_out={})
     encoder.short_side = config.get("trained", {}).get("short_side")
-    return encoder.eval(), task_from_dict(config["task"]), config
+    return encoder.eval(), task, config
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Says which file a setting that is missing, or of another type, stands in."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PretrainedError(f"{path}: damaged or of another version ({one_line(error)[:160]})") from None
+
+
+def _outside(value: Any, key: str = "") -> str | None:
+    """A file or folder that the settings of a network name; what is shared needs none."""
+    if isinstance(value, Mapping):
+        return next((found for k, v in value.items() if (found := _outside(v, str(k)))), None)
+    if isinstance(value, str) and (
+        (key == "weights" and value not in ("default", "random"))
+        or (key == "name" and (Path(value).is_absolute() or ".." in Path(value).parts or value.startswith("~")))
+    ):
+        return value
+    return None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -117,6 +141,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise PretrainedError(f"{path}: format {config['format']!r}, this version reads {FORMAT}; update stillmotion")
     if missing := [key for key in ("model", "task", "views") if not isinstance(config.get(key), dict)]:
         raise PretrainedError(f"{path}: {missing[0]!r} is missing; save the network again")
+    if other := _outside(config["model"]):
+        raise PretrainedError(f"{path}: names {other!r}, outside of its folder, refused; save the network again")
     return config
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stillmotion.data.faults import one_line
 from stillmotion.results import write_atomic
 
 SUFFIXES = (".parquet", ".npz")
@@ -126,10 +127,11 @@ def read_features(path: str | Path) -> VideoFeatures:
         clips = columns.pop("clip", None)
         if not columns or any(a.ndim != 2 or len(a) != len(ids) for a in columns.values()):
             raise ValueError("no features with one row for each id")
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: not a file of features ({' '.join(str(error).split())}); {WRITE_FIRST}") from None
-    arrays = {tap: np.asarray(values, np.float32) for tap, values in columns.items()}
-    return VideoFeatures(ids, arrays, None if clips is None else np.asarray(clips, np.int64), info, str(path))
+        arrays = {tap: np.asarray(values, np.float32) for tap, values in columns.items()}
+        clips = None if clips is None else np.asarray(clips, np.int64).reshape(len(ids))
+    except Exception as error:  # a damaged file can fail in any way: zip, NumPy, Arrow, JSON
+        raise ValueError(f"{path}: not a file of features ({one_line(error)[:200]}); {WRITE_FIRST}") from None
+    return VideoFeatures(ids, arrays, clips, info, str(path))
 
 
 def _read_npz(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

@@ -43,7 +43,7 @@ def _write(store: FlowStore, sample: Sample) -> Path:
     pairs, frames = (part[:MAX_FIELDS] for part in store.fields(sample))
     some = store.read(sample, pairs[:: max(1, len(pairs) // 8)])
     largest = max(1e-3, float(np.median([np.linalg.norm(field, axis=-1).max() for field in some])))
-    target = store.folder / "preview" / f"{path_of(sample, suffix=True)}.mp4"
+    target: Path = store.folder / "preview" / f"{path_of(sample, suffix=True)}.mp4"
     with VideoWriter(target, store.extent(sample).fps or 25.0) as video:
         for first in range(0, len(pairs), CHUNK):
             part = slice(first, first + CHUNK)
