@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillmotion.data.dataset import VideoDataset
+from stillmotion.data.faults import TIMEOUT_SECONDS
 from stillmotion.data.flow import RAFT
 from stillmotion.data.loader import EpochBatches, make_loader
-from stillmotion.data.pool import TIMEOUT_SECONDS
 from stillmotion.data.table import Table
 from stillmotion.journey import Seen, travel
 from stillmotion.methods.base import Method

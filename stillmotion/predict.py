@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from stillmotion.calibration import check_cascade, confidence
 from stillmotion.config import LiveConfig
 from stillmotion.data.decode import probe
-from stillmotion.data.faults import one_line
+from stillmotion.data.faults import TIMEOUT_SECONDS, one_line
 from stillmotion.data.picture import reduced_size
-from stillmotion.data.pool import TIMEOUT_SECONDS
 from stillmotion.data.source import FrameSource, Videos
 from stillmotion.data.table import Sample
 from stillmotion.data.threads import Call, Threads

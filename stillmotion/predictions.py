@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillmotion.data.pool import TIMEOUT_SECONDS
+from stillmotion.data.faults import TIMEOUT_SECONDS
 from stillmotion.data.table import Table
 from stillmotion.protocols.pooling import average_precisions
 from stillmotion.results import write_atomic

@@ -7,6 +7,9 @@ from typing import BinaryIO
 MP4_BOXES = frozenset([b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"moof", b"sidx", b"pnot"])
 PRINTABLE = frozenset(string.printable.encode())
 
+TIMEOUT_SECONDS = 600.0
+"""For one sample, where nothing else is said."""
+
 
 class VideoError(ValueError):
     """A video, image folder or still image cannot be read as asked; one line names the file and what is wrong."""

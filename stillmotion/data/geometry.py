@@ -86,10 +86,13 @@ def pad(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return padded
 
 
-def render_batch(given: Mapping[str, Any]) -> dict[str, Any]:
+def render_batch(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Frames as the views see them, uint8 (B, N, T, 3, h, w), on the device that they are on."""
+    keys = [name.removesuffix(ROWS) for name in given if name.endswith(ROWS)]
+    if not keys:
+        return given
     batch = dict(given)
-    for key in [name.removesuffix(ROWS) for name in batch if name.endswith(ROWS)]:
+    for key in keys:
         rows, columns = (batch.pop(key + end)[:, None, None, None] for end in (ROWS, COLUMNS))
         across = _rounded(batch[key].movedim(-1, -3).float() @ columns.mT)
         batch[key] = _rounded(rows @ across).to(torch.uint8)

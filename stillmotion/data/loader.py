@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from stillmotion.data.dataset import VideoDataset, collate
-from stillmotion.data.pool import TIMEOUT_SECONDS
+from stillmotion.data.faults import TIMEOUT_SECONDS
 from stillmotion.data.watched import Watched
 
 Pair = tuple[int, int]

@@ -11,8 +11,6 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-TIMEOUT_SECONDS = 600.0
-"""For one sample, where nothing else is said."""
 START_SECONDS = 600.0
 """How long a new process may take to import what it needs."""
 

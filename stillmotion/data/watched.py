@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from torch.utils.data import Dataset, get_worker_info
 
-from stillmotion.data.pool import TIMEOUT_SECONDS, Failure, how_ended
+from stillmotion.data.faults import TIMEOUT_SECONDS
+from stillmotion.data.pool import Failure, how_ended
 
 GRACE_SECONDS = 5.0
 """After which a reader whose worker is gone ends itself."""
