@@ -107,7 +107,7 @@ def together(
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     logs = [folder / f"rank{rank}.log" for rank in range(world)]
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # torch refuses to train in forks of what has trained
     workers = [context.Process(target=_enter, args=(rank, world, port, log, arguments, before))
                for rank, log in enumerate(logs)]  # fmt: skip
     for worker in workers:
