@@ -4,14 +4,17 @@ A decoder that hangs cannot be interrupted, only ended with its process, and tor
 their workers. So each worker has a reader of its own beside it, forked when it is first needed.
 """
 
+import io
 import os
 import pickle
 import signal
-from collections.abc import Sized
+from collections import Counter
+from collections.abc import Iterator, Sequence, Sized
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
+import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from stillmotion.data.faults import TIMEOUT_SECONDS
@@ -57,23 +60,31 @@ class Watched(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, key: Any) -> Any:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Any]) -> list[Any]:
+        """The samples of a batch: the reader is at the next one while this process unpacks the last."""
         if get_worker_info() is None or not hasattr(os, "fork"):
-            return self.dataset[key]
-        row = int(key[1] if isinstance(key, tuple) else key)
-        for _ in range(TRIES):
-            if row in self._lost:
-                break
-            self._reader = self._reader or _Reader(self.dataset)
-            answer = self._reader.ask(key, self.timeout)
-            if not isinstance(answer, Failure):
-                return answer
-            self._reader = None
-            reason = answer.reason
-            if reason.startswith("no answer"):  # a second time would take as long
-                self._lost[row] = reason
-        else:
-            self._lost[row] = reason
-        return self.dataset.unread(row, self._lost[row])
+            return [self.dataset[key] for key in keys]
+        rows = [int(key[1] if isinstance(key, tuple) else key) for key in keys]
+        answers: dict[int, Any] = {}
+        tries: Counter[int] = Counter()
+        while todo := [k for k, row in enumerate(rows) if k not in answers and row not in self._lost]:
+            reader = self._reader = self._reader or _Reader(self.dataset)
+            for k, answer in zip(todo, reader.ask([keys[k] for k in todo], self.timeout), strict=False):
+                if isinstance(answer, Failure):
+                    self._reader = None
+                    tries[k] += 1
+                    # A second wait would take as long.
+                    if answer.reason.startswith("no answer") or tries[k] == TRIES:
+                        self._lost[rows[k]] = answer.reason
+                elif isinstance(answer, Exception):
+                    reader.end()
+                    self._reader = None
+                    raise answer
+                else:
+                    answers[k] = answer
+        return [answers[k] if k in answers else self.dataset.unread(r, self._lost[r]) for k, r in enumerate(rows)]
 
 
 class _Reader:
@@ -90,22 +101,32 @@ class _Reader:
                 os._exit(1)
         other.close()
 
-    def ask(self, key: Any, timeout: float) -> Any:
-        """The item; a failure ends the process."""
+    def ask(self, keys: Sequence[Any], timeout: float) -> Iterator[Any]:
+        """The samples one after another, an exception in the place of one; a failure is the last, and ends the process.
+
+        Args:
+            keys: What to read.
+            timeout: Seconds for each.
+        """
         try:
-            self.line.send((key, timeout))
-            if self.line.poll(timeout):
-                answer = pickle.loads(self.line.recv_bytes())
-                if isinstance(answer, Exception):
-                    raise answer
-                return answer
-            os.kill(self.pid, signal.SIGKILL)
-            failure = f"no answer within {timeout:g} s"
+            self.line.send((keys, timeout))
+            for _ in keys:
+                if not self.line.poll(timeout):
+                    self.end()
+                    yield Failure(f"no answer within {timeout:g} s")
+                    return
+                yield pickle.loads(self.line.recv_bytes())
         except (EOFError, ConnectionError):
-            failure = ""
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            yield Failure(f"its reader died ({how_ended(self._wait())})")
+
+    def end(self) -> None:
+        """Ends the process."""
+        os.kill(self.pid, signal.SIGKILL)
+        self._wait()
+
+    def _wait(self) -> int:
         self.line.close()
-        return Failure(failure or f"its reader died ({how_ended(code)})")
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 def _serve(dataset: Readable, line: Connection) -> None:
@@ -115,13 +136,23 @@ def _serve(dataset: Readable, line: Connection) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     while True:
         try:
-            key, timeout = line.recv()
+            keys, timeout = line.recv()
+            for key in keys:
+                signal.setitimer(signal.ITIMER_REAL, timeout + GRACE_SECONDS)  # ends the process, even in C
+                try:
+                    answer: Any = dataset[key]
+                except Exception as error:
+                    answer = error
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+                packed = io.BytesIO()
+                _Pickler(packed, pickle.HIGHEST_PROTOCOL).dump(answer)
+                line.send_bytes(packed.getbuffer())
         except (EOFError, OSError):
             os._exit(0)
-        signal.setitimer(signal.ITIMER_REAL, timeout + GRACE_SECONDS)  # ends the process, even in C
-        try:
-            answer: Any = dataset[key]
-        except Exception as error:
-            answer = error
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        line.send_bytes(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
+
+
+class _Pickler(pickle.Pickler):
+    """Packs tensors as arrays, in a tenth of the time."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, torch.Tensor) else NotImplemented

@@ -20,6 +20,8 @@ from stillmotion.data.watched import Watched
 from tests.conftest import MakeVideo, write_table
 
 HANGS, DIES, RAISES = 2, 5, 7
+ODD = 99
+"""An epoch in which a row raises."""
 
 
 class Rows:
@@ -33,6 +35,8 @@ class Rows:
         if row == HANGS:
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as a decoder that hangs in C
             time.sleep(3600.0)
+        if row == RAISES and key[0] == ODD:
+            raise KeyError(row)
         if row == DIES:
             os.kill(os.getpid(), signal.SIGSEGV)
         return key
@@ -41,21 +45,26 @@ class Rows:
         return row, reason
 
 
-def _one(items: list[Any]) -> Any:
-    return items[0]
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_hang_or_a_crash_costs_one_sample(workers: int) -> None:
-    keys = [[(epoch, row)] for epoch in (0, 1) for row in range(10)]
+@pytest.mark.parametrize(("workers", "size"), [(1, 1), (2, 1), (1, 10), (2, 4)])
+def test_a_hang_or_a_crash_costs_one_sample(workers: int, size: int) -> None:
+    wanted: list[Any] = [(epoch, row) for epoch in (0, 1) for row in range(10)]
+    keys = [wanted[first : first + size] for first in range(0, 20, size)]
     began = time.monotonic()
-    got = list(DataLoader(Watched(Rows(), 1.0), batch_sampler=keys, num_workers=workers, collate_fn=_one))
-    wanted: list[Any] = [key for (key,) in keys]
+    loader = DataLoader(Watched(Rows(), 1.0), batch_sampler=keys, num_workers=workers, collate_fn=list)
+    got = [item for batch in loader for item in batch]
     for place, (_, row) in enumerate(wanted):
         if row in (HANGS, DIES):
             wanted[place] = row, "no answer within 1 s" if row == HANGS else "its reader died (signal SIGSEGV)"
     assert got == wanted
     assert time.monotonic() - began < 60.0
+
+
+def test_an_error_of_the_program_is_raised_and_no_answer_is_mistaken_for_another() -> None:
+    keys = [[(ODD, 6), (ODD, RAISES), (ODD, 8)], [(0, 3), (0, 4)]]
+    loader = iter(DataLoader(Watched(Rows(), 60.0), batch_sampler=keys, num_workers=1, collate_fn=list))
+    with pytest.raises(KeyError):
+        next(loader)
+    assert next(loader) == keys[1]
 
 
 SCRIPT = """
