@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, auto_cli
 
 from stillmotion import api
 from stillmotion.data.faults import one_line
+from stillmotion.data.remote import RemoteError
 from stillmotion.memory import keep_memory
 
 COMMANDS: dict[str, Any] = {
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extra = EXTRAS.get(error.name, "train")
         print(f"stillmotion: error: {error.name} is not installed; pip install 'stillmotion[{extra}]'", file=sys.stderr)
         return 2
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, RemoteError) as error:
         if os.environ.get("STILLMOTION_TRACEBACK"):
             raise
         print(

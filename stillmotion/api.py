@@ -19,6 +19,7 @@ from stillmotion.config import (
     RowConfig,
     TrainerConfig,
 )
+from stillmotion.data.faults import FLOW_SECONDS, TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
     from stillmotion.run import Run
@@ -327,7 +328,7 @@ def predict(
     overlay: str | None = None,
     view: dict[str, Any] = {},
     workers: int = 4,
-    timeout: float = 600.0,
+    timeout: float = TIMEOUT_SECONDS,
     device: str = "auto",
     reject: float | None = None,
     teacher: str | None = None,
@@ -630,7 +631,7 @@ def pack(
     codec: Literal["jpeg", "raw"] = "jpeg",
     quality: int = 95,
     workers: int = 2,
-    timeout: float = 600.0,
+    timeout: float = TIMEOUT_SECONDS,
     root: str | None = None,
 ) -> int:
     """Decodes a table's videos once into a frame store, from which later epochs read (`--data.packed FOLDER`).
@@ -670,7 +671,7 @@ def flow(
     weights: str | None = None,
     device: str = "auto",
     workers: int = 2,
-    timeout: float = 86400.0,
+    timeout: float = FLOW_SECONDS,
     preview: int = 0,
     root: str | None = None,
 ) -> int:

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from stillmotion.data.faults import TIMEOUT_SECONDS
 from stillmotion.view import Augment
 
 Optimiser = Literal["adam", "adamw", "sgd"]
@@ -123,7 +124,7 @@ class DataConfig:
     flow: str | None = None
     geometry: Literal["device"] | None = None
     workers: int = 1
-    timeout: float = 600.0
+    timeout: float = TIMEOUT_SECONDS
 
     def __post_init__(self) -> None:
         if not self.timeout > 0.0:
@@ -231,6 +232,19 @@ class TrainerConfig:
     early_stop: int | None = None
     channels_last: bool = True
     compile: bool | Literal["reduce-overhead", "max-autotune"] = False
+
+    @property
+    def num_devices(self) -> int | None:
+        """How many `devices` name; None for all that there are (auto, -1).
+
+        Example:
+            >>> [TrainerConfig(devices=text).num_devices for text in ("auto", 2, "0,", "0,3")]
+            [None, 2, 1, 2]
+        """
+        text = str(self.devices)
+        if text in ("auto", "-1"):
+            return None
+        return int(text) if text.isdecimal() else len([part for part in text.split(",") if part.strip()])
 
 
 @dataclass(frozen=True, kw_only=True)

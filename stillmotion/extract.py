@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from stillmotion.config import DataConfig, ModelConfig
 from stillmotion.data.dataset import Item, VideoDataset, collate
-from stillmotion.data.loader import FLOW_SECONDS
+from stillmotion.data.faults import FLOW_SECONDS
 from stillmotion.data.remote import local
 from stillmotion.data.store import FeatureStore
 from stillmotion.data.table import Table, read_table

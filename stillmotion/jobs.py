@@ -16,6 +16,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from stillmotion.data.faults import one_line
+from stillmotion.data.remote import RemoteError
 from stillmotion.memory import keep_memory
 
 
@@ -157,8 +159,8 @@ def _work(job: Job, log: Path, workers: int, pipe: multiprocessing.connection.Co
             job.function(**job.arguments)
         except Exception as error:
             traceback.print_exc()
-            text = " ".join(str(error).split())
-            pipe.send(text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}")
+            text = one_line(error)
+            pipe.send(text if isinstance(error, ValueError | RemoteError) else f"{type(error).__name__}: {text}")
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)

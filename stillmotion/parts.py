@@ -20,11 +20,10 @@ def check_devices(trainer: TrainerConfig) -> None:
     Raises:
         ValueError: The settings ask for it.
     """
-    text = str(trainer.devices)
-    if (text.isdecimal() and int(text) > 1) or len([part for part in text.split(",") if part.strip()]) > 1:
+    if (trainer.num_devices or 1) > 1:
         raise ValueError(
-            f"trainer.devices={text}: a comparison gives every training one device and trains side by side; leave it "
-            "out and say how many at once with --workers"
+            f"trainer.devices={trainer.devices}: a comparison gives every training one device and trains side by "
+            "side; leave it out and say how many at once with --workers"
         )
 
 
@@ -65,19 +64,15 @@ class Part:
         """
         if self.of == 1:
             return [item]
-        import torch.distributed as dist
+        from stillmotion.processes import LostError, Peers, is_lost
 
-        from stillmotion.processes import LostError, is_lost
-
-        items: list[Any] = [None] * self.of
         try:
-            dist.all_gather_object(items, item)
+            return Peers(self.of).gather(item)
         except RuntimeError as error:
             if not is_lost(error):
                 raise
             raise LostError("another process of this comparison is gone; what is finished is kept, run the same "
                             "command to go on, on any number of processes") from None  # fmt: skip
-        return items
 
 
 @contextmanager

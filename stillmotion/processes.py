@@ -48,9 +48,8 @@ def launched() -> tuple[int, int] | None:
 
 def num_devices(config: TrainerConfig) -> int:
     """Devices of this machine that the settings ask for."""
-    text = str(config.devices)
-    if text not in ("auto", "-1"):
-        return int(text) if text.isdecimal() else len([part for part in text.split(",") if part.strip()])
+    if config.num_devices is not None:
+        return config.num_devices
     return torch.cuda.device_count() if config.accelerator != "cpu" and torch.cuda.is_available() else 1
 
 

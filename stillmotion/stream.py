@@ -118,7 +118,7 @@ class Stream:
         try:
             container = av.open(file, format=format, timeout=TIMEOUT, options=options)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise ValueError(f"{self.source}: {' '.join(str(error).split())}") from None
+            raise ValueError(f"{self.source}: {one_line(error)}") from None
         if not container.streams.video:
             container.close()
             raise ValueError(f"{self.source}: no video in this stream")

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 
 from stillmotion.data.examine import Examination, examine
-from stillmotion.data.faults import VideoError
+from stillmotion.data.faults import TIMEOUT_SECONDS, VideoError
 from stillmotion.data.images import examine_images, is_images
 from stillmotion.data.pool import Failure, run_apart
 from stillmotion.data.table import Sample, Table, TableError, read_table
@@ -35,7 +35,6 @@ EXIT_CODES: dict[Kind, int] = {
     "long range": 0,
     "duplicate": 0,
 }
-TIMEOUT_SECONDS = 600.0
 MANY_CLASSES = 40
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from stillmotion.data.faults import one_line
+from stillmotion.data.faults import FLOW_SECONDS, one_line
 from stillmotion.data.flow import RAFT
 from stillmotion.data.flow_files import PARTS
 from stillmotion.data.flow_store import FlowSettings, FlowStore
@@ -56,7 +56,7 @@ def compute_flow(
     weights: str | None = None,
     device: str = "auto",
     workers: int = 2,
-    timeout: float = 24 * 3600.0,
+    timeout: float = FLOW_SECONDS,
     root: str | Path | None = None,
     progress: bool = True,
 ) -> FlowReport:

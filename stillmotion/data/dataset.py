@@ -10,7 +10,6 @@ from torch.utils.data import Dataset, default_collate
 from stillmotion.data import geometry
 from stillmotion.data.faults import one_line
 from stillmotion.data.flow_store import FlowStore, open_flow
-from stillmotion.data.remote import RemoteError
 from stillmotion.data.source import FrameSource, Render, Videos, show
 from stillmotion.data.store import FeatureStore, FrameStore
 from stillmotion.data.table import Table
@@ -142,8 +141,6 @@ class VideoDataset(Dataset[Item]):
                         item |= geometry.weights_of(key, shown[key], view, draw) if geometry.is_deferred(view) else {}
                 if fault := self._seen_by().extent(sample).fault:
                     item["fault"] = fault
-        except RemoteError:
-            raise  # not the sample's fault
         except (ValueError, OSError, MemoryError) as error:
             return self.unread(row, one_line(error))
         return item

@@ -9,6 +9,8 @@ PRINTABLE = frozenset(string.printable.encode())
 
 TIMEOUT_SECONDS = 600.0
 """For one sample, where nothing else is said."""
+FLOW_SECONDS = 24 * 3600.0
+"""For the flow of one sample: TV-L1 takes a second for a pair of frames."""
 
 
 class VideoError(ValueError):

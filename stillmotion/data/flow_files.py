@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from stillmotion.data.flow import Vectors, from_bytes, to_bytes
 from stillmotion.data.journal import Entry, StoreError, write_atomically
-from stillmotion.data.remote import RemoteError, is_remote
+from stillmotion.data.remote import is_remote
 from stillmotion.data.table import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Sample
 
 Fields = Iterable[tuple[int, Vectors]]
@@ -143,8 +143,6 @@ class OpenFile:
         self.path = path
         try:
             self._pack = zipfile.ZipFile(io.BytesIO(path.read_bytes()) if is_remote(path) else path)
-        except RemoteError:
-            raise
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise StoreError(f"{path}: damaged ({error}); {AGAIN}") from None
         self.entry: Entry = _entry(self._bytes(ENTRY), path)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stillmotion.data.remote import RemoteData, RemoteError, RemotePath
+from stillmotion.data.remote import RemoteData, RemotePath
 
 FORMAT = 1
 HEADER, DATA, INDEX = "header.json", "data.bin", "index.jsonl"
@@ -40,8 +40,6 @@ def read_header(folder: Path | RemotePath, kind: str, remedy: str) -> dict[str, 
         header: dict[str, Any] = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         if not isinstance(header, dict):
             raise ValueError
-    except RemoteError:
-        raise
     except (OSError, ValueError, RecursionError):
         raise StoreError(f"{folder}: not a {kind} store (no readable {HEADER}); {remedy}") from None
     if header.get("kind") != kind:

@@ -8,12 +8,10 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from stillmotion.data.dataset import VideoDataset, collate
-from stillmotion.data.faults import TIMEOUT_SECONDS
+from stillmotion.data.faults import FLOW_SECONDS, TIMEOUT_SECONDS
 from stillmotion.data.watched import Watched
 
 Pair = tuple[int, int]
-FLOW_SECONDS = 24 * 3600.0
-"""For the flow of one sample: TV-L1 takes a second for a pair of frames."""
 
 
 class EpochBatches(Sampler[list[Pair]]):

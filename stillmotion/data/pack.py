@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from stillmotion.data.faults import one_line
+from stillmotion.data.faults import TIMEOUT_SECONDS, one_line
 from stillmotion.data.journal import Entry, Journal, StoreError
 from stillmotion.data.remote import local
 from stillmotion.data.source import Extent, Videos, damaged_frames
@@ -54,7 +54,7 @@ def pack(
     codec: Codec = "jpeg",
     quality: int = 95,
     workers: int = 2,
-    timeout: float = 600.0,
+    timeout: float = TIMEOUT_SECONDS,
     progress: bool = True,
 ) -> PackReport:
     """Writes a frame store, or goes on with one that was interrupted; the result is the same.

@@ -22,8 +22,11 @@ INSTALL = "pip install 'stillmotion[remote]'"
 T = TypeVar("T")
 
 
-class RemoteError(ValueError):
-    """A place on object storage cannot be read. Not the fault of a sample, so that no sample is left out for it."""
+class RemoteError(Exception):
+    """A place on object storage cannot be read.
+
+    Not a `ValueError`: those of reading a sample say that it is to be left out, and this is not its fault.
+    """
 
     def __init__(self, text: str) -> None:
         # A loader's process sends its traceback along; what the user is told is its last line.

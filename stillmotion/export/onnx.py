@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stillmotion.data.faults import one_line
 from stillmotion.export.formats import METADATA, Arrays, Run
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def load(path: Path, device: str, threads: int | None) -> tuple[Run, str | None]
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's own classes, without a common base that it exports
-        raise ValueError(f"not an ONNX model ({' '.join(str(error).split())[:120]})") from None
+        raise ValueError(f"not an ONNX model ({one_line(error)[:120]})") from None
 
     def run(inputs: Arrays) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = session.run(["logits"], dict(inputs))[0]

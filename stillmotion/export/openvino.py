@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from stillmotion.data.faults import one_line
 from stillmotion.export.formats import METADATA, Arrays, Run
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def load(path: Path, device: str, threads: int | None) -> tuple[Run, str | None]
             raise ValueError(f"{weights.name} beside it belongs to another model; copy both files, or export it again")
         compiled = openvino.Core().compile_model(path, "CPU", options)
     except (RuntimeError, ElementTree.ParseError) as error:
-        raise ValueError(f"not a model that OpenVINO reads ({' '.join(str(error).split())[:120]})") from None
+        raise ValueError(f"not a model that OpenVINO reads ({one_line(error)[:120]})") from None
 
     def run(inputs: Arrays) -> NDArray[np.float32]:
         return np.asarray(compiled(dict(inputs))["logits"], np.float32).copy()

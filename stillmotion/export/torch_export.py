@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stillmotion.data.faults import one_line
 from stillmotion.export.formats import METADATA, Arrays, Run
 from stillmotion.export.screen import screen
 
@@ -42,7 +43,7 @@ def load(path: Path, device: str, threads: int | None) -> tuple[Run, str | None]
         screen(path)
         program = torch.export.load(path, extra_files=extra)
     except Exception as error:  # zip, JSON and torch's own errors
-        raise ValueError(f"not a model that torch.export saved ({' '.join(str(error).split())[:120]})") from None
+        raise ValueError(f"not a model that torch.export saved ({one_line(error)[:120]})") from None
     module = (move_to_device_pass(program, where) if where != "cpu" else program).module()
     facts = extra[FACTS] or None
     names = json.loads(facts)["inputs"] if facts else []

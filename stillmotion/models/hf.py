@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from stillmotion.data.faults import one_line
 from stillmotion.models.checkpoint import WeightsReport
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.libraries import make_view, unknown_name
@@ -178,7 +179,7 @@ def build_hf(
             encoder = HfVideo(model_class(config), seen, num_classes=num_classes, taps=taps)
     except Exception as error:  # transformers has no class of its own for what is wrong with a config or a repository
         where = f"{name}: {source}" if source else name
-        raise ValueError(f"{where}: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(f"{where}: {one_line(error)[:300]}") from None
     values = encoder.net.config.to_dict()
     follows = (family.size, family.num_frames)
     encoder.config = {k: values[k] for k in defaults if k not in follows and values[k] != defaults[k]}

@@ -96,7 +96,7 @@ def load_pretrained(
         try:
             encoder.load_state_dict(state := read_weights(folder / WEIGHTS), strict=True)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)[:200]
             raise PretrainedError(f"{folder / WEIGHTS}: does not fit {folder / CONFIG} ({reason})") from None
         encoder.weights_report = WeightsReport(source=str(source), copied=tuple(state), left_out={})
     encoder.short_side = config.get("trained", {}).get("short_side")

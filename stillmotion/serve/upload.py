@@ -15,6 +15,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from stillmotion.config import LimitConfig
+from stillmotion.data.faults import one_line
 from stillmotion.serve.kinds import HEAD, NAMES, suffix_of
 from stillmotion.serve.refused import Refused
 
@@ -126,7 +127,7 @@ class _Form:
         try:
             self._parser.write(chunk)
         except MultipartParseError as error:
-            raise Refused(400, f"the form cannot be read: {' '.join(str(error).split())[:120]}") from None
+            raise Refused(400, f"the form cannot be read: {one_line(error)[:120]}") from None
         except OSError as error:
             raise Refused(507, f"the file cannot be stored here: {error.strerror}", retry_after=60) from None
 

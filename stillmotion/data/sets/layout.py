@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from stillmotion.data.faults import one_line
 from stillmotion.data.rows import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from stillmotion.data.table import Sample, Table, TableError
 
@@ -168,7 +169,7 @@ def mat_arrays(path: Path) -> dict[str, Any]:
     try:
         return {name: array for name, array in loadmat(path).items() if not name.startswith("__")}
     except (MatReadError, ValueError, TypeError, NotImplementedError, OSError) as error:
-        raise TableError(f"{path}: not a MATLAB file ({' '.join(str(error).split())}); get it again") from None
+        raise TableError(f"{path}: not a MATLAB file ({one_line(error)}); get it again") from None
 
 
 def first_folder(*candidates: Path | None, holding: str) -> Path:
