@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from stillmotion.config import DataConfig, ModelConfig, OptimConfig, RowConfig, TrainerConfig
+from stillmotion.data.journal import only_writer
 from stillmotion.data.table import Table, read_table
 from stillmotion.jobs import Job, run_jobs
 from stillmotion.parts import Part, check_devices, part_of_launch
@@ -112,7 +114,7 @@ def compare(
     check_devices(plan.trainer)
     jobs = make_jobs(plan)
     try:
-        with part_of_launch() as part:
+        with part_of_launch() as part, only_writer(plan.output) if part.number == 0 else nullcontext():
             return _run(plan, jobs, part)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped; what is finished is kept, run the same command to go on") from None

@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from os.path import expandvars
 from pathlib import Path
@@ -23,6 +24,7 @@ from stillmotion.callbacks import (
 )
 from stillmotion.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, TrainerConfig
 from stillmotion.data.faults import one_line
+from stillmotion.data.journal import only_writer
 from stillmotion.data.split import drop_labels, hold_out
 from stillmotion.data.splits import check_classes, check_leaks
 from stillmotion.data.store import FrameStore
@@ -137,14 +139,15 @@ def train(
     try:
         parts, task = split(job)
         engine = prepare(job, parts, task)
-        if is_first_process():
-            job.run.begin(settings)
-        device, peers = fit(job, engine), engine.peers
-        if is_first_process():
-            if is_sharded(engine.method):
-                engine = prepare(job, parts, task)  # all weights, from the checkpoint at the end of the last epoch
-            deliver(job, engine, parts, task, device)
-        peers.wait()  # whoever returns finds the results
+        with only_writer(job.run.path) if is_first_process() else nullcontext():
+            if is_first_process():
+                job.run.begin(settings)
+            device, peers = fit(job, engine), engine.peers
+            if is_first_process():
+                if is_sharded(engine.method):
+                    engine = prepare(job, parts, task)  # all weights, from the checkpoint at the end of the last epoch
+                deliver(job, engine, parts, task, device)
+            peers.wait()  # whoever returns finds the results
     except (KeyboardInterrupt, Stopped):
         raise Interrupted(_stopped_line(job.run, engine)) from None
     except RuntimeError as error:

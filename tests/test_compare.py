@@ -11,6 +11,7 @@ import pytest
 
 from stillmotion.compare import compare, make_jobs
 from stillmotion.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RowConfig, TrainerConfig
+from stillmotion.data.journal import only_writer
 from stillmotion.data.table import Sample, Table, read_table
 from stillmotion.plan import Plan, check
 from stillmotion.report.comparison import collect, write_comparison
@@ -305,6 +306,9 @@ def test_small_comparison_and_its_resumption(
     assert (output / "features/teacher/test/seed3/still").is_dir()
     errors = capsys.readouterr().err
     assert "1 of 5 jobs failed, wrong/test/seed3 first" in errors
+
+    with only_writer(output), pytest.raises(ValueError, match="out: another process is writing to this folder"):
+        compare_small(table, output)
 
     # As a kill between training and prediction, and one before a run's results, would leave it.
     text, written = (output / "results.md").read_text(), modified(output / "runs/teacher")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stillmotion.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, TrainerConfig
+from stillmotion.data.journal import only_writer
 from stillmotion.data.table import read_table
 from stillmotion.engine import Engine
 from stillmotion.evaluate import evaluate
@@ -83,7 +84,7 @@ def test_a_run_from_the_table_to_the_folder(
     assert not list(Path().glob("lightning_logs*"))
     expected = """last.ckpt model.safetensors config.json settings.json results.json report.json environment.json events
         metrics.csv curves.png broken.csv predictions.csv per_class.csv confusion.json confusion.png report.html
-        README.md"""
+        README.md .lock"""
     assert {p.name for p in run.path.iterdir()} == set(expected.split())
     assert run.config["task"]["class_names"] == list(COLOURS)
     assert run.settings["table_hash"] == read_table(table).hash
@@ -264,6 +265,12 @@ def test_mistakes_are_told_in_one_line_before_anything_is_written(
         train(table, output=tmp_path / "run", **settings(**changes))
     assert message in str(error.value)
     assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_two_trainings_do_not_share_a_folder(table: Path, tmp_path: Path) -> None:
+    with only_writer(tmp_path / "run"), pytest.raises(ValueError, match="run: another process is writing to this"):
+        train(table, output=tmp_path / "run", **settings())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_a_leak_between_splits_is_told(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

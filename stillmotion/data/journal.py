@@ -126,15 +126,7 @@ class Journal:
         Raises:
             StoreError: The store there has another header, or another process writes to it.
         """
-        import filelock  # only writers need it; it comes with torch
-
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise StoreError(f"{folder}: another process is writing to this store; wait for it") from None
-        try:
+        with only_writer(folder):
             start_header(folder, header, remedy)
             journal = cls(folder, *read_entries(folder))
             try:
@@ -142,8 +134,6 @@ class Journal:
             finally:
                 journal._data.close()
                 journal._index.close()
-        finally:
-            lock.release()
 
     def append(self, records: Iterable[tuple[bytes, Entry]]) -> list[Entry]:
         """Adds records: first their bytes, then, when these are on disk, their lines.
@@ -163,6 +153,27 @@ class Journal:
         os.fsync(self._index.fileno())
         self.entries += entries
         return entries
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keeps other processes that ask for the same from writing to a folder, which is made if needed.
+
+    Raises:
+        StoreError: Another process writes to it.
+    """
+    import filelock  # only writers need it; it comes with torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise StoreError(f"{folder}: another process is writing to this folder; wait for it, or name another") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_atomically(path: Path, text: str) -> None:
