@@ -244,7 +244,8 @@ def compare(
         optim: Optimiser and schedule of all trainings.
         trainer: Where and how they run.
         probe: Frozen network of the baseline `frame_linear`.
-        workers: Trainings side by side; threads are shared out.
+        workers: Trainings side by side; threads are shared out, at most OMP_NUM_THREADS each where that is set. On a
+            machine that others use, too, give more workers or fewer threads than it has cores.
         root: Folder that the table's relative paths start from.
     """
     from stillmotion.compare import compare as run_compare

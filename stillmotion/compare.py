@@ -79,7 +79,7 @@ def compare(
         reference: Row, or rows, that all others are compared with, sample by sample.
         data, optim, trainer: Of all trainings.
         probe: Frozen network of the baseline `frame_linear`.
-        workers: Trainings side by side; threads are shared out.
+        workers: Trainings side by side; threads are shared out, at most OMP_NUM_THREADS each where that is set.
         root: Folder that the table's relative paths start from.
 
     Returns:

@@ -179,8 +179,10 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _share_threads(workers: int) -> None:
+    """Threads of more jobs than cores wait for each other so long that everything takes five times as long."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, count // workers)
+    most = os.environ.get("OMP_NUM_THREADS", "")
+    threads = max(1, min(count // workers, int(most) if most.isdecimal() else count))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(threads)

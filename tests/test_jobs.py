@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stillmotion.jobs import Job, run_jobs
+from stillmotion.jobs import Job, _share_threads, run_jobs
 
 
 def note(folder: Path, name: str, wait: float = 0.0) -> None:
@@ -55,6 +55,18 @@ def test_order_failures_and_logs(tmp_path: Path) -> None:
     assert (logs / "first.log").read_text() == "noted first\n"
     assert "Traceback" in (logs / "bad.log").read_text()
     assert [e for e in events if e[0] == "first"] == [("first", "started"), ("first", "done")]
+
+
+@pytest.mark.parametrize(("cores", "given", "workers", "threads"),
+                         [(8, "", 2, 4), (8, "3", 2, 3), (8, "8", 4, 2), (2, "1", 1, 1), (2, "", 4, 1)])  # fmt: skip
+def test_threads_are_shared_out(
+    cores: int, given: str, workers: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setitem(sys.modules, "torch", None)  # this process keeps its threads
+    _share_threads(workers)
+    assert os.environ["OMP_NUM_THREADS"] == str(threads)
 
 
 def test_side_by_side(tmp_path: Path) -> None:
