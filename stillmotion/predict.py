@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from stillmotion.calibration import check_cascade, confidence
 from stillmotion.config import LiveConfig
-from stillmotion.data.decode import probe
+from stillmotion.data.decode import forget, probe
 from stillmotion.data.faults import TIMEOUT_SECONDS, one_line
 from stillmotion.data.picture import reduced_size
 from stillmotion.data.source import FrameSource, Videos
@@ -150,6 +150,7 @@ class Predictor:
                     return
                 sample, call = pending.popleft()
                 yield self._answer(sample, partial(pool.result, call))
+                forget(sample.path)  # small pieces that stay keep the large ones around them from being used again
         finally:
             pool.end()
 

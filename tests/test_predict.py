@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from stillmotion.config import LiveConfig
+from stillmotion.data import decode
 from stillmotion.data.dataset import VideoDataset, collate
 from stillmotion.data.table import read_table
 from stillmotion.export import export
@@ -114,6 +115,7 @@ def test_order_does_not_depend_on_workers(run: Path, videos: Path) -> None:
     predictor = Predictor.load(run)
     one, many = ([(p.path, p.labels) for p in predictor.many(samples, workers=n)] for n in (1, 8))
     assert one == many
+    assert not {key[0] for key in decode._known} & {str(s.path) for s in samples}, "nothing stays of a long corpus"
 
 
 def test_broken_files_give_rows_and_the_rest_goes_on(
