@@ -60,13 +60,17 @@ WORK = {
     "pack, 128 lines": ("pack", "frame"),
     "flow, DIS": ("dis", "frame"),
     "flow, TV-L1": ("tvl1", "frame"),
-    "extract, small teacher": ("small", "clip"),
-    "extract, large teacher": ("large", "clip"),
+    "extract, resnet3d_10": ("small", "clip"),
+    "extract, r3d_18": ("large", "clip"),
     "predict, one frame": ("predict", "clip"),
 }
 CORES = (64, 1024)
 SERVER, DISK = 1.25e9, 0.5e9
 """Bytes a second of a file server behind 10 Gbit/s, and of the disk that the driver writes to."""
+FSYNC_MS = 1.0
+"""Of the two that a record of a store waits for on such a disk."""
+BATCH = 8
+"""Clips that the driver of an extraction hands out, and writes, together."""
 
 
 def work_of(corpus: Corpus, rates: Rates, work: str) -> tuple[float, float, float]:
@@ -80,25 +84,26 @@ def work_of(corpus: Corpus, rates: Rates, work: str) -> tuple[float, float, floa
     part, unit = WORK[work]
     units = corpus.files * corpus.seconds * (corpus.fps if unit == "frame" else 1 / CLIP_SECONDS)
     rate = rates[part]
-    return units * rate["ms"] / 1000, units * rate["bytes"], corpus.files if unit == "frame" else units
+    items = units / BATCH if part in TEACHERS else units if unit == "clip" else corpus.files
+    return units * rate["ms"] / 1000, units * rate["bytes"], items
 
 
 def limits(corpus: Corpus, rates: Rates, work: str) -> dict[str, float]:
     """Cores from which something else than them is the limit, by what that is."""
     seconds, size, items = work_of(corpus, rates, work)
     read = corpus.files * corpus.seconds * corpus.size
-    written = 0.0 if WORK[work][0] in ("dis", "tvl1") else size  # flow is written by the workers
+    part = WORK[work][0]
+    written = 0.0 if part in ("dis", "tvl1") else size  # flow is written by the workers
     busy = {
         "file server": (read + size - written) / SERVER,
         "driver's disk": written / DISK,
-        "driver": items * rates["driver"]["ms"] / 1000,
+        "driver": items * (rates["driver"]["ms"] + (FSYNC_MS if part in ("pack", *TEACHERS) else 0.0)) / 1000,
     }
     return {name: seconds / other for name, other in busy.items() if other}
 
 
 def tables(rates: Rates) -> str:
     """The tables of the page, as Markdown."""
-    head = ("work", *(f"{c.name}: core-hours" for c in CORPORA), *(f"days on {n}" for n in CORES), "stored")
     lines = [
         "| " + " | ".join(("rate", "core-ms", "for a", "bytes stored", "from")) + " |",
         "| --- | ---: | --- | ---: | --- |",
@@ -112,7 +117,7 @@ def tables(rates: Rates) -> str:
         head = (
             "work",
             "core-hours",
-            *(f"days on {n} cores" for n in CORES),
+            *(f"on {n} cores" for n in CORES),
             "stored",
             "limit",
             "from so many cores on",
@@ -125,7 +130,7 @@ def tables(rates: Rates) -> str:
             cells = (
                 work,
                 _short(seconds / 3600),
-                *(_short(seconds / 86400 / n) for n in CORES),
+                *(_time(seconds / n) for n in CORES),
                 _bytes(size),
                 first,
                 _short(cores),
@@ -143,6 +148,13 @@ def _short(value: float) -> str:
     """
     rounded = float(f"{value:.2g}")
     return f"{rounded:,.0f}" if rounded >= 10 or not rounded else f"{rounded:g}"
+
+
+def _time(seconds: float) -> str:
+    for unit, length in (("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0), ("years", 365.25 * 86400)):
+        if unit == "years" or seconds < 100 * length:
+            break
+    return f"{_short(seconds / length)} {unit}"
 
 
 def _bytes(size: float) -> str:

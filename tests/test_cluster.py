@@ -97,6 +97,8 @@ class FakeOrder:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeRay], None]:
+    monkeypatch.setattr(clusters, "LOOK_SECONDS", 0.0)
+
     def install(ray: FakeRay) -> None:
         monkeypatch.setattr(clusters, "connected", lambda address: contextlib.nullcontext(ray))
 

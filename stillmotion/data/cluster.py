@@ -86,6 +86,7 @@ class _Crew:
         self.starting: dict[Any, Any] = {}  # worker by what it answers when it is there
         self.busy: dict[Any, dict[Any, int]] = {}  # positions that a worker has, by what they will be, oldest first
         self.false_starts = 0
+        self.looked = float("-inf")
 
     def answers(self) -> Generator[tuple[int, Any], None, None]:
         """Positions, in order, and results."""
@@ -93,7 +94,8 @@ class _Crew:
         try:
             for position in range(len(self.items)):
                 while position not in done:
-                    self._start()
+                    if time.monotonic() >= self.looked + LOOK_SECONDS:
+                        self._start()
                     self._hand_out(position)
                     done |= self._collect()
                 answer = done.pop(position)
@@ -106,6 +108,7 @@ class _Crew:
 
     def _start(self) -> None:
         """Starts workers where the cluster has room for them."""
+        self.looked = time.monotonic()
         have = self.ray.cluster_resources()
         most, gpus = int(have.get("CPU", 0)), have.get("GPU", 0) if self.gpu else 0
         most = min(most, int(gpus * WORKERS_A_GPU) if gpus else most, len(self.items))
