@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from stillmotion.calibration import check_cascade, confidence
 from stillmotion.config import LiveConfig
 from stillmotion.data.decode import probe
-from stillmotion.data.faults import TIMEOUT_SECONDS, VideoError, one_line
+from stillmotion.data.faults import TIMEOUT_SECONDS, one_line
 from stillmotion.data.picture import reduced_size
-from stillmotion.data.pool import Apart, Failure
 from stillmotion.data.source import FrameSource, Videos
 from stillmotion.data.table import Sample
 from stillmotion.data.threads import Call, Threads
@@ -220,7 +219,7 @@ class Predictor:
         try:
             seen = see(self)
         except (ValueError, OSError, MemoryError) as error:
-            return _unreadable(sample, error)
+            return unreadable(sample, error)
         began = time.perf_counter()
         logits, frames = self.logits(seen.inputs), set(seen.frames.tolist())
         by: Any = "student" if self.teacher is not None else None
@@ -228,7 +227,7 @@ class Predictor:
             try:
                 more = see(self.teacher)
             except (ValueError, OSError, MemoryError) as error:
-                return _unreadable(sample, error)
+                return unreadable(sample, error)
             logits, frames, by = self.teacher.logits(more.inputs), frames | set(more.frames.tolist()), "teacher"
         seconds = seen.seconds + time.perf_counter() - began
         return self.say(sample.id, logits, seconds, len(frames), fault=seen.fault, by=by)
@@ -258,41 +257,8 @@ def _no_network(inputs: Inputs) -> NDArray[np.float32]:
     raise AssertionError("this process only reads")
 
 
-class _Worker:
-    """What a worker of a cluster keeps: the networks, and beside them the process that reads.
-
-    Args:
-        settings: Of `Predictor.load`.
-        timeout: Seconds after which a file is given up.
-    """
-
-    def __init__(self, settings: Mapping[str, Any], timeout: float) -> None:
-        self.predictor = Predictor.load(**settings)
-        both = [p for p in (self.predictor, self.predictor.teacher) if p is not None]
-        self.read = Apart(partial(_read, [Sight.of(p) for p in both]), timeout)
-
-    def __call__(self, sample: Sample) -> Prediction:
-        return self.predictor.answer(sample, lambda predictor: self._see(sample, predictor is not self.predictor))
-
-    def _see(self, sample: Sample, teacher: bool) -> Seen:
-        answer = self.read((int(teacher), sample))
-        if isinstance(answer, Failure):
-            raise VideoError(answer.reason)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
-def _read(sights: list[Sight], order: tuple[int, Sample]) -> Seen | Exception:
-    """What one of the networks sees of a sample, or why there is nothing to see."""
-    number, sample = order
-    try:
-        return sights[number].predictor().see(sample)
-    except (ValueError, OSError, MemoryError) as error:
-        return VideoError(one_line(error))  # which others can always be unpickled is not known
-
-
-def _unreadable(sample: Sample, error: Exception) -> Prediction:
+def unreadable(sample: Sample, error: Exception) -> Prediction:
+    """The prediction of what cannot be read."""
     return Prediction(sample.id, [], 0.0, 0, one_line(error))
 
 
@@ -366,7 +332,9 @@ def predict(
         answers = predictor.many(samples, workers=workers, timeout=timeout)
     else:
         settings |= {"device": device, "threads": threads or 1}
-        answers = _on_cluster(cluster, settings, samples, timeout, shown=output is not None)
+        from stillmotion.predict_on_cluster import predict_on_cluster  # imports more than a light prediction should
+
+        answers = predict_on_cluster(cluster, settings, samples, timeout, shown=output is not None)
     with prediction_writer(output, predictor.task, top, append=done > 0) as write, event_writer(events) as note:
         for sample, prediction in zip(samples, answers, strict=True):
             if sample.id in targets and prediction.error is None:
@@ -389,21 +357,6 @@ def predict(
         total = done + len(samples) + len(streams)
         print(f"{total} inputs: {failed} could not be read, {partly} only in part", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _on_cluster(
-    cluster: str, settings: Mapping[str, Any], samples: Sequence[Sample], timeout: float, *, shown: bool
-) -> Iterator[Prediction]:
-    """Predictions of samples, in their order."""
-    from stillmotion.data.cluster import map_items
-    from stillmotion.progress import progress_bar
-
-    found = map_items(cluster, partial(_Worker, settings, timeout), samples, gpu=settings["device"] != "cpu")
-    with progress_bar(shown=shown) as bar:
-        task = bar.add_task("predicting", total=len(samples))
-        for position, answer in found:
-            bar.advance(task)
-            yield _unreadable(samples[position], VideoError(answer.reason)) if isinstance(answer, Failure) else answer
 
 
 @contextmanager
