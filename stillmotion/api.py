@@ -329,6 +329,7 @@ def predict(
     overlay: str | None = None,
     view: dict[str, Any] = {},
     workers: int = 4,
+    cluster: str | None = None,
     timeout: float = TIMEOUT_SECONDS,
     device: str = "auto",
     reject: float | None = None,
@@ -341,8 +342,9 @@ def predict(
 ) -> int:
     """Predicts files, folders, tables, cameras and streams.
 
-    A file that cannot be read gets a line with `error`; the others go on. The exit code is then 1. A camera or stream
-    is watched until Ctrl-C, SIGTERM or its end; one that is lost is connected again.
+    A file that cannot be read gets a line with `error`; the others go on. The exit code is then 1. Where it was stopped
+    on files, the same command goes on behind what `output` has. A camera or stream is watched until Ctrl-C, SIGTERM or
+    its end; one that is lost is connected again.
 
     Args:
         model: Run folder, or an exported file (`.onnx`, `.xml`, `.pt2`).
@@ -353,6 +355,8 @@ def predict(
         overlay: `.mp4` with the prediction drawn in (one input), or a folder for one video an input.
         view: Settings of `View` that differ from training, such as `{"moment": "keyframe"}` or `{"num_moments": 8}`.
         workers: Threads that read files.
+        cluster: `local` or HOST:PORT: a Ray cluster that reads and computes on all its cores in their place
+            (files alone, no overlay).
         timeout: Seconds after which a file that is being read is given up.
         device: auto, cpu or cuda.
         reject: Answers that are less probable than this are `unsure`; the probabilities are listed all the same.
@@ -373,6 +377,7 @@ def predict(
         overlay=overlay,
         view=view,
         workers=workers,
+        cluster=cluster,
         timeout=timeout,
         device=device,
         reject=reject,
@@ -444,6 +449,7 @@ def extract(
     seed: int = 0,
     batch_size: int = 8,
     device: str = "auto",
+    cluster: str | None = None,
     root: str | None = None,
 ) -> int:
     """Stores a teacher's features, so that training reads rows instead of running the teacher.
@@ -459,11 +465,14 @@ def extract(
         seed: Seed of the training; decides the draws.
         batch_size: Videos at once.
         device: auto, cpu or cuda.
+        cluster: `local` or HOST:PORT: a Ray cluster that reads and computes on all its cores (and GPUs) in
+            place of this process and `data.workers`.
         root: Folder that the table's relative paths start from.
     """
     from stillmotion.extract import extract as run_extract
 
-    done = run_extract(table, teacher, output, data=data, seed=seed, batch_size=batch_size, device=device, root=root)
+    done = run_extract(table, teacher, output, data=data, seed=seed, batch_size=batch_size, device=device,
+                       cluster=cluster, root=root)  # fmt: skip
     print(done.summary())
     return 1 if done.unreadable else 0
 
@@ -632,6 +641,7 @@ def pack(
     codec: Literal["jpeg", "raw"] = "jpeg",
     quality: int = 95,
     workers: int = 2,
+    cluster: str | None = None,
     timeout: float = TIMEOUT_SECONDS,
     root: str | None = None,
 ) -> int:
@@ -646,13 +656,14 @@ def pack(
         codec: `raw` keeps every bit, `jpeg` takes about a tenth of the space.
         quality: Of JPEG, 1 to 95.
         workers: Processes that decode.
+        cluster: `local` or HOST:PORT: a Ray cluster that decodes on all its cores in their place.
         timeout: Seconds after which a video is given up and listed; needs a worker.
         root: Folder that the table's relative paths start from.
     """
     from stillmotion.data.pack import pack as run_pack
 
     done = run_pack(table, output, root=root, short_side=short_side, codec=codec, quality=quality, workers=workers,
-                    timeout=timeout)  # fmt: skip
+                    cluster=cluster, timeout=timeout)  # fmt: skip
     print(f"{output}: {done}")
     return 1 if done.errors else 0
 
@@ -672,6 +683,7 @@ def flow(
     weights: str | None = None,
     device: str = "auto",
     workers: int = 2,
+    cluster: str | None = None,
     timeout: float = FLOW_SECONDS,
     preview: int = 0,
     root: str | None = None,
@@ -698,6 +710,7 @@ def flow(
         weights: Of RAFT: a file with torchvision's state dict, or `default` (a download).
         device: Where RAFT computes: auto, cpu or cuda.
         workers: Processes, each on one thread.
+        cluster: `local` or HOST:PORT: a Ray cluster that computes on all its cores in their place.
         timeout: Seconds after which a video is given up and listed (default: a day, as TV-L1 is slow); needs a worker.
         preview: Also write so many videos of frames beside their flow in colours, to `OUTPUT/preview`.
         root: Folder that the table's relative paths start from.
@@ -708,7 +721,7 @@ def flow(
     settings = FlowSettings(method=method, step=step, stretch=stretch, short_side=short_side, fps=fps, bound=bound,
                             layout=layout, quality=quality)  # fmt: skip
     done = compute_flow(table, output, settings, weights=weights, device=device, workers=workers,
-                        timeout=timeout, root=root)  # fmt: skip
+                        cluster=cluster, timeout=timeout, root=root)  # fmt: skip
     print(done)
     if preview:
         from stillmotion.report.flow_preview import write_previews
@@ -888,7 +901,14 @@ def _cost_card(configs: list[ModelConfig], videos: list[str], output: str | None
     return 1 if card.broken or card.faults else 0
 
 
-def check(table: str, *, json: str | None = None, workers: int | None = None, root: str | None = None) -> int:
+def check(
+    table: str,
+    *,
+    json: str | None = None,
+    workers: int | None = None,
+    cluster: str | None = None,
+    root: str | None = None,
+) -> int:
     """Decodes every video of a table and says what is wrong with which.
 
     Exit code 0: all readable; 1: something is not; 2: the table itself is wrong.
@@ -897,11 +917,12 @@ def check(table: str, *, json: str | None = None, workers: int | None = None, ro
         table: CSV or Parquet table, or a folder of class folders.
         json: Also write the report to this file.
         workers: Processes (default: one a core).
+        cluster: `local` or HOST:PORT: a Ray cluster that decodes on all its cores in their place.
         root: Folder that the table's relative paths start from.
     """
     from stillmotion.data.check import check as run_check
 
-    return run_check(table, root=root, json=json, workers=workers)
+    return run_check(table, root=root, json=json, workers=workers, cluster=cluster)
 
 
 def split(

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -31,7 +31,7 @@ from stillmotion.data.threads import Call, Threads
 from stillmotion.inputs import find_samples, is_live
 from stillmotion.journey import Seen, look
 from stillmotion.networks import Inputs, Network, load_network
-from stillmotion.prediction import Prediction, prediction_writer
+from stillmotion.prediction import Prediction, Unfinished, prediction_writer
 from stillmotion.stopwatch import Stopwatch
 from stillmotion.tasks import Task, task_from_dict
 from stillmotion.view import View
@@ -126,7 +126,7 @@ class Predictor:
     def __call__(self, source: str | Path | Sample) -> Prediction:
         """Predicts one file, folder of numbered images or sample; an unreadable one gives a prediction with `error`."""
         sample = source if isinstance(source, Sample) else Sample(Path(source), str(source))
-        return self._answer(sample, lambda: self.see(sample))
+        return self.answer(sample, lambda predictor: predictor.see(sample))
 
     def many(
         self, samples: Iterable[Sample], *, workers: int = 4, timeout: float = TIMEOUT_SECONDS
@@ -149,10 +149,13 @@ class Predictor:
                 if not pending:
                     return
                 sample, call = pending.popleft()
-                yield self._answer(sample, partial(pool.result, call))
+                yield self.answer(sample, partial(self._seen_by, sample, partial(pool.result, call)))
                 forget(sample.path)  # small pieces that stay keep the large ones around them from being used again
         finally:
             pool.end()
+
+    def _seen_by(self, sample: Sample, mine: Callable[[], Seen], predictor: "Predictor") -> Seen:
+        return mine() if predictor is self else predictor.see(sample)
 
     def logits(self, inputs: Inputs) -> NDArray[np.float32]:
         """Calibrated logits (K,) of frames (N, T, C, H, W) by view."""
@@ -207,25 +210,56 @@ class Predictor:
         width, height = reduced_size((info.width, info.height), self.short_side)
         return self.views_of((height, width))
 
-    def _answer(self, sample: Sample, read: Callable[[], Seen]) -> Prediction:
+    def answer(self, sample: Sample, see: Callable[["Predictor"], Seen]) -> Prediction:
+        """Predicts a sample; what cannot be read gives a prediction with `error`.
+
+        Args:
+            sample: The sample.
+            see: Gives what this one sees of it and, in a cascade, what the teacher sees.
+        """
         try:
-            seen = read()
+            seen = see(self)
         except (ValueError, OSError, MemoryError) as error:
-            return _unreadable(sample, error)
+            return unreadable(sample, error)
         began = time.perf_counter()
         logits, frames = self.logits(seen.inputs), set(seen.frames.tolist())
         by: Any = "student" if self.teacher is not None else None
         if self.teacher is not None and self.asks(logits):
             try:
-                more = self.teacher.see(sample)
+                more = see(self.teacher)
             except (ValueError, OSError, MemoryError) as error:
-                return _unreadable(sample, error)
+                return unreadable(sample, error)
             logits, frames, by = self.teacher.logits(more.inputs), frames | set(more.frames.tolist()), "teacher"
         seconds = seen.seconds + time.perf_counter() - began
         return self.say(sample.id, logits, seconds, len(frames), fault=seen.fault, by=by)
 
 
-def _unreadable(sample: Sample, error: Exception) -> Prediction:
+@dataclass(frozen=True)
+class Sight:
+    """What of a network a process must know that only reads. Args: as in `Predictor`, but the task is JSON data."""
+
+    task: dict[str, Any]
+    views: dict[str, View]
+    short_side: int | None
+    whole_frames: bool
+
+    @classmethod
+    def of(cls, predictor: Predictor) -> "Sight":
+        """What a predictor sees."""
+        return cls(predictor.task.to_dict(), predictor.views, predictor.short_side, predictor.whole_frames)
+
+    def predictor(self) -> Predictor:
+        """One that sees, and has no network."""
+        return Predictor(_no_network, task_from_dict(self.task), self.views, short_side=self.short_side,
+                         whole_frames=self.whole_frames)  # fmt: skip
+
+
+def _no_network(inputs: Inputs) -> NDArray[np.float32]:
+    raise AssertionError("this process only reads")
+
+
+def unreadable(sample: Sample, error: Exception) -> Prediction:
+    """The prediction of what cannot be read."""
     return Prediction(sample.id, [], 0.0, 0, one_line(error))
 
 
@@ -238,6 +272,7 @@ def predict(
     overlay: str | None = None,
     view: dict[str, Any] | None = None,
     workers: int = 4,
+    cluster: str | None = None,
     timeout: float = TIMEOUT_SECONDS,
     device: str = "auto",
     reject: float | None = None,
@@ -258,6 +293,7 @@ def predict(
         overlay: `.mp4` with the prediction drawn in (one input), or a folder for one video an input.
         view: Settings of `View` that differ from training, such as `{"moment": "keyframe"}` or `{"num_moments": 8}`.
         workers: Threads that read files.
+        cluster: Ray cluster that reads and computes in their place, as in `stillmotion.data.cluster`.
         timeout: Seconds after which a file is given up.
         device: auto, cpu or cuda.
         reject: Answers that are less probable than this are `unsure`.
@@ -272,7 +308,7 @@ def predict(
         0; 1 if something could not be read (it has a line with `error`).
 
     Raises:
-        ValueError: The model, a table or the name of an output is wrong.
+        ValueError: The model, a table or the name of an output is wrong, or a cluster is asked for what it cannot do.
     """
     from stillmotion.events import event_writer
     from stillmotion.overlay import overlay_paths, write_overlay
@@ -280,12 +316,28 @@ def predict(
     streams = [name for name in inputs if is_live(name)]
     samples = find_samples([name for name in inputs if name not in streams], root=root)
     targets = overlay_paths(overlay, [s.id for s in samples] + streams)
-    predictor = Predictor.load(
-        model, view=view, device=device, top=top, reject=reject, teacher=teacher, threshold=threshold, threads=threads
-    )
-    failed = partly = 0
-    with prediction_writer(output, predictor.task, top) as write, event_writer(events) as note:
-        for sample, prediction in zip(samples, predictor.many(samples, workers=workers, timeout=timeout), strict=True):
+    settings: dict[str, Any] = {"model": model, "view": view, "top": top, "reject": reject, "teacher": teacher,
+                                "threshold": threshold}  # fmt: skip
+    if cluster is None:
+        predictor = Predictor.load(**settings, device=device, threads=threads)
+    elif streams or overlay:
+        raise ValueError("cluster: files alone, without overlay, are predicted there; leave out "
+                         + (f"overlay={overlay}" if overlay else streams[0]))  # fmt: skip
+    else:
+        predictor = Predictor.load(**settings, device="cpu")  # says what is wrong with it, and how a prediction reads
+    keep = output is not None and not streams and overlay is None
+    begun = Unfinished(output, settings, [s.id for s in samples]) if output is not None and keep else None
+    done, failed, partly = begun.take_up() if begun else (0, 0, 0)
+    samples = samples[done:]
+    if cluster is None:
+        answers = predictor.many(samples, workers=workers, timeout=timeout)
+    else:
+        settings |= {"device": device, "threads": threads or 1}
+        from stillmotion.predict_on_cluster import predict_on_cluster  # imports more than a light prediction should
+
+        answers = predict_on_cluster(cluster, settings, samples, timeout, shown=output is not None)
+    with prediction_writer(output, predictor.task, top, append=done > 0) as write, event_writer(events) as note:
+        for sample, prediction in zip(samples, answers, strict=True):
             if sample.id in targets and prediction.error is None:
                 prediction = write_overlay(targets[sample.id], sample, prediction, predictor)
             failed += prediction.error is not None
@@ -300,8 +352,10 @@ def predict(
                     for prediction in decisions:
                         failed += prediction.error is not None
                         write(prediction)
+    if begun is not None:
+        begun.finish()
     if failed or partly:
-        total = len(samples) + len(streams)
+        total = done + len(samples) + len(streams)
         print(f"{total} inputs: {failed} could not be read, {partly} only in part", file=sys.stderr)
     return 1 if failed else 0
 

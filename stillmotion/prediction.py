@@ -3,15 +3,17 @@
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from stillmotion.tasks import Answer, Task
 
 UNSURE = "unsure"
+MODEL_FILES = (".safetensors", ".json", ".onnx", ".xml", ".bin", ".pt2")
 
 
 @dataclass(frozen=True)
@@ -85,26 +87,118 @@ def _listed(labels: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def prediction_writer(output: str | None, task: Task, top: int) -> Iterator[Callable[[Prediction], None]]:
-    """Writes predictions as they come, so that an interrupted call keeps what it has."""
-    suffix = Path(output).suffix.lower() if output else ".jsonl"
-    if suffix not in (".jsonl", ".json", ".csv"):
-        raise ValueError(f"output={output}: give a name that ends in .jsonl or .csv")
+def prediction_writer(
+    output: str | None, task: Task, top: int, *, append: bool = False
+) -> Iterator[Callable[[Prediction], None]]:
+    """Writes predictions as they come, so that an interrupted call keeps what it has.
+
+    Args:
+        output: `.jsonl` or `.csv`; None writes JSON lines to the standard output.
+        task: What is predicted.
+        top: Classes that are named.
+        append: Write behind what is there.
+
+    Raises:
+        ValueError: The name ends otherwise.
+    """
+    suffix = _suffix(output)
     if output is None:
         yield lambda prediction: _write_json(sys.stdout, prediction)
         return
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("a" if append else "w", newline="", encoding="utf-8") as file:
         if suffix == ".csv":
             table = csv.writer(file)
             heads = [f"{c}{i}" for i in range(1, top + 1) for c in ("label", "probability")]
             if not task.class_names:
                 heads = ["text", *(h for _, p in task.parts for h in _heads(p))]
-            table.writerow(["path", *heads, "seconds", "frames", "time", "fault", "error", "unsure", "by"])
+            if not append:
+                table.writerow(["path", *heads, "seconds", "frames", "time", "fault", "error", "unsure", "by"])
             yield lambda prediction: _write_csv(file, table, prediction, len(heads))
         else:
             yield lambda prediction: _write_json(file, prediction)
+
+
+def _suffix(output: str | None) -> str:
+    suffix = Path(output).suffix.lower() if output else ".jsonl"
+    if suffix not in (".jsonl", ".json", ".csv"):
+        raise ValueError(f"output={output}: give a name that ends in .jsonl or .csv")
+    return suffix
+
+
+class Unfinished:
+    """A file of predictions on the way: beside it stands what it is made from, until it is whole.
+
+    Args:
+        output: The file.
+        settings: Of the models, JSON data; `model` and `teacher` are looked at, too.
+        names: Of the inputs, in their order.
+
+    Raises:
+        ValueError: The name ends otherwise than `prediction_writer` takes it.
+    """
+
+    def __init__(self, output: str, settings: Mapping[str, Any], names: Sequence[str]) -> None:
+        _suffix(output)
+        self.output, self.names = Path(output), names
+        self.mark = Path(f"{output}.unfinished")
+        files = {name: _files(settings[name]) for name in ("model", "teacher") if settings[name] is not None}
+        inputs = sha256("\0".join(names).encode()).hexdigest()
+        self.made_from = json.dumps({**settings, "files": files, "inputs": inputs}, default=str) + "\n"
+
+    def take_up(self) -> tuple[int, int, int]:
+        """Cuts off what an interrupted call wrote last and not wholly, or all if it was another.
+
+        Returns:
+            How many inputs are done; how many of them could not be read, and how many only in part.
+        """
+        rows: list[tuple[str | None, str | None]] = []
+        if self.output.is_file() and self.mark.is_file() and self.mark.read_text(encoding="utf-8") == self.made_from:
+            rows = self._keep()
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        self.mark.write_text(self.made_from, encoding="utf-8")
+        return len(rows), sum(e is not None for e, _ in rows), sum(e is None and f is not None for e, f in rows)
+
+    def finish(self) -> None:
+        """The file is whole."""
+        self.mark.unlink(missing_ok=True)
+
+    def _keep(self) -> list[tuple[str | None, str | None]]:
+        """Error and fault of the rows that stay: those of the first inputs, in their order."""
+        rows: list[tuple[str | None, str | None]] = []
+        size, head = 0, None if self.output.suffix.lower() == ".csv" else ["JSON"]
+        with self.output.open("rb") as file:
+            for line in file:
+                text = line.decode(errors="replace")
+                if head is None:
+                    head = next(csv.reader([text]))
+                elif (row := _row(text, head)) is None or self.names[len(rows) : len(rows) + 1] != [row.get("path")]:
+                    break
+                else:
+                    rows.append((row.get("error") or None, row.get("fault") or None))
+                size += len(line)
+        with self.output.open("r+b") as file:
+            file.truncate(size if rows else 0)
+        return rows
+
+
+def _row(text: str, head: list[str]) -> dict[str, Any] | None:
+    """A line of the file; None if it is not whole."""
+    if not text.endswith("\n"):
+        return None
+    try:
+        row = json.loads(text) if head == ["JSON"] else dict(zip(head, next(csv.reader([text])), strict=True))
+    except (ValueError, csv.Error):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _files(model: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of the files of a model; none of one that is not here."""
+    path = Path(model)
+    found = sorted(path.glob("*")) if path.is_dir() else [path, path.with_suffix(".bin")]
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.suffix in MODEL_FILES and p.is_file()]
 
 
 def _write_json(file: TextIO, prediction: Prediction) -> None:

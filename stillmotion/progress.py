@@ -1,7 +1,15 @@
 """The bar that long work shows to a person."""
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.3g}/s" if task.speed else "")
 
 
 def progress_bar(*further: ProgressColumn, shown: bool = True) -> Progress:
@@ -12,5 +20,6 @@ def progress_bar(*further: ProgressColumn, shown: bool = True) -> Progress:
         shown: Whether to show it at all.
     """
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), *further)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(),
+               *further)  # fmt: skip
     return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))

@@ -19,13 +19,14 @@ from PIL import Image
 from stillmotion.config import LiveConfig
 from stillmotion.data import decode
 from stillmotion.data.dataset import VideoDataset, collate
-from stillmotion.data.table import read_table
+from stillmotion.data.table import Sample, read_table
 from stillmotion.export import export
 from stillmotion.inputs import find_samples
 from stillmotion.models.factory import create_model
 from stillmotion.models.pretrained import load_pretrained, save_pretrained
 from stillmotion.overlay import draw_overlay, overlay_paths
 from stillmotion.predict import Predictor, predict
+from stillmotion.prediction import Prediction
 from stillmotion.tasks import Classification
 from tests.conftest import DATA, MakeVideo, needs_data
 
@@ -116,6 +117,50 @@ def test_order_does_not_depend_on_workers(run: Path, videos: Path) -> None:
     one, many = ([(p.path, p.labels) for p in predictor.many(samples, workers=n)] for n in (1, 8))
     assert one == many
     assert not {key[0] for key in decode._known} & {str(s.path) for s in samples}, "nothing stays of a long corpus"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_an_interrupted_call_is_taken_up(
+    run: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    (videos / "1.mp4").write_text("no video")
+    whole, out = tmp_path / f"whole.{suffix}", tmp_path / f"out.{suffix}"
+    assert predict(str(run), [str(videos)], output=str(whole)) == 1
+    answer, asked = Predictor.answer, []
+
+    def stopped(self: Predictor, sample: Sample, see: object) -> Prediction:
+        asked.append(sample.name)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return answer(self, sample, see)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Predictor, "answer", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        predict(str(run), [str(videos)], output=str(out))
+    with out.open("a") as file:
+        file.write('{"path": "cut')
+    assert predict(str(run), [str(videos)], output=str(out)) == 1, "the file that could not be read still counts"
+    assert len(asked) == 4 + 3, "six inputs, of which three were done"
+
+    def without_seconds(path: Path) -> list[dict[str, object]]:
+        with path.open(newline="") as file:
+            rows = [dict(r) for r in csv.DictReader(file)] if suffix == "csv" else rows_of(path)
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+    assert without_seconds(out) == without_seconds(whole)
+    assert sorted(p.name for p in tmp_path.glob("*.unfinished")) == []
+    assert predict(str(run), [str(videos)], output=str(out)) == 1
+    assert len(asked) == 4 + 3 + 6, "a whole file is made anew"
+    monkeypatch.setattr(Predictor, "answer", answer)
+    Path(f"{out}.unfinished").write_text("another call's")
+    assert predict(str(run), [str(videos)], output=str(out), top=2) == 1
+    assert len(without_seconds(out)) == 6
+
+
+def test_a_cluster_takes_files_alone(run: Path, videos: Path, tmp_path: Path) -> None:
+    for inputs, overlay in ((["rtsp://camera"], None), ([str(videos)], str(tmp_path / "seen"))):
+        with pytest.raises(ValueError, match=r"^cluster: files alone, without overlay, are predicted there"):
+            predict(str(run), inputs, overlay=overlay, cluster="local")
 
 
 def test_broken_files_give_rows_and_the_rest_goes_on(

@@ -27,10 +27,11 @@ from stillmotion.data.table import Sample
 from stillmotion.export.screen import screen
 from stillmotion.models.checkpoint import read_weights
 from stillmotion.models.pretrained import load_pretrained, read_config
+from stillmotion.predict import Sight
 from stillmotion.predictions import read_predictions
 from stillmotion.protocols.feature_file import read_features
 from stillmotion.run import Run
-from stillmotion.serve.reader import Order, Reader, Sight, Unreadable
+from stillmotion.serve.reader import Order, Reader, Unreadable
 from stillmotion.view import View
 from tests.conftest import MakeVideo
 

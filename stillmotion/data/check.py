@@ -16,14 +16,15 @@ from statistics import median
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
+from stillmotion.data.cluster import map_apart
 from stillmotion.data.examine import Examination, examine
 from stillmotion.data.faults import TIMEOUT_SECONDS, VideoError
 from stillmotion.data.images import examine_images, is_images
 from stillmotion.data.pool import Failure, run_apart
 from stillmotion.data.table import Sample, Table, TableError, read_table
+from stillmotion.progress import progress_bar
 
 Kind = Literal["missing", "unreadable", "partly readable", "empty range", "leak", "long range", "duplicate"]
 EXIT_CODES: dict[Kind, int] = {
@@ -119,7 +120,7 @@ class CheckReport:
 
 def check_table(
     table: Table, *, workers: int | None = None, progress: bool = True, target: str = "label",
-    timeout: float = TIMEOUT_SECONDS,
+    timeout: float = TIMEOUT_SECONDS, cluster: str | None = None,
 ) -> CheckReport:  # fmt: skip
     """Decodes every file of a table in worker processes.
 
@@ -129,14 +130,20 @@ def check_table(
         progress: Show a bar on stderr.
         target: Column to count classes of.
         timeout: Seconds for one file, after which it counts as unreadable.
+        cluster: Ray cluster that decodes in their place, as in `stillmotion.data.cluster`.
     """
     first = {sample.name: sample for sample in reversed(table.samples)}
     present = [name for name in dict.fromkeys(s.name for s in table) if first[name].path.exists()]
     paths = [str(first[name].path) for name in present]
     answers: dict[str, Examination | str] = {}
-    with _bar(progress) as bar:
+    found = (
+        run_apart(look, paths, workers=workers or _num_cores(), timeout=timeout)
+        if cluster is None
+        else map_apart(cluster, look, paths, timeout=timeout)
+    )
+    with progress_bar(shown=progress) as bar:
         task = bar.add_task("decoding", total=len(paths))
-        for position, answer in run_apart(look, paths, workers=workers or _num_cores(), timeout=timeout):
+        for position, answer in found:
             answers[present[position]] = answer.reason if isinstance(answer, Failure) else answer
             bar.advance(task)
     files = {name: _found(answers.get(name)) for name in first}
@@ -158,8 +165,9 @@ def look(path: str) -> Examination | str:
 
 
 def check(
-    table: str, *, root: str | None = None, json: str | None = None, workers: int | None = None, target: str = "label"
-) -> int:
+    table: str, *, root: str | None = None, json: str | None = None, workers: int | None = None, target: str = "label",
+    cluster: str | None = None,
+) -> int:  # fmt: skip
     """Decodes every file of a table and reports what is in it and what is wrong.
 
     Args:
@@ -168,13 +176,15 @@ def check(
         json: Also write the report to this file.
         workers: Processes; default: one a core.
         target: Column to count classes of.
+        cluster: See `check_table`.
 
     Returns:
         Exit code: 0 everything is readable, 1 something is not, 2 the table itself is wrong, 130 stopped.
     """
     console = Console(highlight=False)
     try:
-        report = check_table(read_table(table, root=root, check_files=False), workers=workers, target=target)
+        rows = read_table(table, root=root, check_files=False)
+        report = check_table(rows, workers=workers, target=target, cluster=cluster)
     except TableError as error:
         console.print(str(error), markup=False, soft_wrap=True)
         if json:
@@ -329,8 +339,3 @@ def _natural(name: str) -> tuple[int, str]:
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _bar(show_bar: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not show_bar, transient=True)

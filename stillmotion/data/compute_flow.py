@@ -4,10 +4,12 @@ import csv
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from stillmotion.data.cluster import map_apart
 from stillmotion.data.faults import FLOW_SECONDS, one_line
 from stillmotion.data.flow import RAFT
 from stillmotion.data.flow_files import PARTS
@@ -56,6 +58,7 @@ def compute_flow(
     weights: str | None = None,
     device: str = "auto",
     workers: int = 2,
+    cluster: str | None = None,
     timeout: float = FLOW_SECONDS,
     root: str | Path | None = None,
     progress: bool = True,
@@ -69,6 +72,7 @@ def compute_flow(
         weights: Of RAFT: a file with torchvision's state dict, or `default`.
         device: Where RAFT computes.
         workers: Processes, each on one thread; 0 computes in this process.
+        cluster: Ray cluster that computes in their place, as in `stillmotion.data.cluster`.
         timeout: Seconds after which a sample is given up; needs a worker. TV-L1 takes a second for a pair of frames.
         root: Folder that the table's relative paths start from; None: that of the table.
         progress: Show a progress bar.
@@ -91,12 +95,7 @@ def compute_flow(
     faults = _known_faults(store.folder / BROKEN)
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("flow", total=len(table), completed=len(table) - len(todo))
-        answers = (
-            run_apart(partial(_work, store), todo, workers=workers, timeout=timeout)
-            if workers
-            else ((position, _add(store, sample)) for position, sample in enumerate(todo))
-        )
-        for position, answer in answers:
+        for position, answer in _answers(store, todo, cluster, workers, timeout):
             error, fault = (answer.reason, None) if isinstance(answer, Failure) else answer
             errors |= {todo[position].id: error} if error else {}
             faults |= {todo[position].id: fault} if fault else {}
@@ -108,6 +107,18 @@ def compute_flow(
 
 Answer = tuple[str | None, str | None]
 """Why a sample cannot be read, and what is wrong with one that can be in part."""
+
+
+def _answers(
+    store: FlowStore, todo: list[Sample], cluster: str | None, workers: int, timeout: float
+) -> Iterator[tuple[int, Answer | Failure]]:
+    """Position and answer of each sample, as they come."""
+    if cluster is not None:
+        gpu = store.settings.method in RAFT and store.device != "cpu"
+        return map_apart(cluster, partial(_work, store), todo, timeout=timeout, gpu=gpu)
+    if workers:
+        return run_apart(partial(_work, store), todo, workers=workers, timeout=timeout)
+    return ((position, _add(store, sample)) for position, sample in enumerate(todo))
 
 
 def _work(store: FlowStore, sample: Sample) -> Answer:

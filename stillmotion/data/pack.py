@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,16 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from stillmotion.data.cluster import map_apart
 from stillmotion.data.faults import TIMEOUT_SECONDS, one_line
 from stillmotion.data.journal import Entry, Journal, StoreError
+from stillmotion.data.pool import Failure
 from stillmotion.data.remote import local
 from stillmotion.data.source import Extent, Videos, damaged_frames
 from stillmotion.data.store import FRAME, PACK_AGAIN, Codec, file_size
 from stillmotion.data.table import Sample, Table, read_table
+from stillmotion.progress import progress_bar
 
 CHUNK = 256
 """Frames decoded at a time: a long video need not fit into memory before it is small."""
@@ -54,6 +55,7 @@ def pack(
     codec: Codec = "jpeg",
     quality: int = 95,
     workers: int = 2,
+    cluster: str | None = None,
     timeout: float = TIMEOUT_SECONDS,
     progress: bool = True,
 ) -> PackReport:
@@ -67,6 +69,7 @@ def pack(
         codec: `raw` keeps every bit; `jpeg` takes a fifth of the space or less.
         quality: Of JPEG, 1 to 95.
         workers: Processes that decode.
+        cluster: Ray cluster that decodes in their place, as in `stillmotion.data.cluster`.
         timeout: Seconds after which a sample is given up; needs a worker.
         progress: Show a progress bar.
 
@@ -82,32 +85,29 @@ def pack(
         done = len(journal.entries)
         if [e["id"] for e in journal.entries] != [s.id for s in table.samples[:done]]:
             raise StoreError(f"{output}: the store holds other samples than {table.source}; {PACK_AGAIN}")
-        with _bar(len(table), done, progress) as advance:
-            for record in _records(table.samples[done:], short_side, codec, quality, workers, timeout):
+        packer, todo = Packer(short_side, codec, quality), table.samples[done:]
+        with progress_bar(shown=progress) as bar:
+            task = bar.add_task("packing", total=len(table), completed=done)
+            for record in _records(packer, todo, cluster, workers, timeout):
                 journal.append([record])
-                advance()
+                bar.advance(task)
         entries = journal.entries
     errors = {e["id"]: e["error"] for e in entries if "error" in e}
     frames = sum(e.get("num_frames", 0) for e in entries)
     return PackReport(len(entries), frames, sum(e["size"] for e in entries), errors)
 
 
-class _Records:
-    """The records of samples, as a data set that loader processes can share."""
+Record = tuple[bytes, Entry]
 
-    def __init__(self, samples: tuple[Sample, ...], short_side: int | None, codec: Codec, quality: int) -> None:
-        self.samples, self.videos, self.codec, self.quality = samples, Videos(short_side), codec, quality
 
-    def __len__(self) -> int:
-        return len(self.samples)
+class Packer:
+    """Makes the records of samples. Args: as of `pack`."""
 
-    def unread(self, row: int, reason: str) -> tuple[bytes, Entry]:
-        """The record of a sample that could not be read."""
-        sample = self.samples[row]
-        return b"", {"id": sample.id, "bytes": file_size(sample.path), "error": reason}
+    def __init__(self, short_side: int | None, codec: Codec, quality: int) -> None:
+        self.videos, self.codec, self.quality = Videos(short_side), codec, quality
 
-    def __getitem__(self, row: int) -> tuple[bytes, Entry]:
-        sample = self.samples[row]
+    def __call__(self, sample: Sample) -> Record:
+        """The record of a sample."""
         known: Entry = {"id": sample.id, "bytes": file_size(sample.path)}
         try:
             extent = self.videos.extent(sample)
@@ -118,9 +118,9 @@ class _Records:
                 extent = self.videos.extent(sample)
                 return self._record(sample, extent, known, damaged_frames(self.videos, sample, extent))
         except (ValueError, OSError, MemoryError) as error:
-            return self.unread(row, one_line(error))
+            return unread(sample, one_line(error))
 
-    def _record(self, sample: Sample, extent: Extent, known: Entry, damaged: frozenset[int]) -> tuple[bytes, Entry]:
+    def _record(self, sample: Sample, extent: Extent, known: Entry, damaged: frozenset[int]) -> Record:
         size: list[int] = []
 
         def frames() -> Iterator[NDArray[np.uint8] | None]:
@@ -137,6 +137,28 @@ class _Records:
             raise ValueError(f"{sample.path}: every frame is damaged; {extent.fault}")
         entry = {"num_frames": extent.num_frames, "fps": extent.fps, "keyframes": list(extent.keyframes)}
         return data, {**known, **entry, "fault": extent.fault, "height": size[0], "width": size[1]}
+
+
+class _Records:
+    """Records as a data set that loader processes can share."""
+
+    def __init__(self, packer: Packer, samples: tuple[Sample, ...]) -> None:
+        self.packer, self.samples = packer, samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def unread(self, row: int, reason: str) -> Record:
+        """As `unread` of the sample."""
+        return unread(self.samples[row], reason)
+
+    def __getitem__(self, row: int) -> Record:
+        return self.packer(self.samples[row])
+
+
+def unread(sample: Sample, reason: str) -> Record:
+    """The record of a sample that could not be read."""
+    return b"", {"id": sample.id, "bytes": file_size(sample.path), "error": reason}
 
 
 def _encode(frames: Iterable[NDArray[np.uint8] | None], codec: Codec, quality: int) -> bytes:
@@ -163,24 +185,21 @@ def _encode(frames: Iterable[NDArray[np.uint8] | None], codec: Codec, quality: i
 
 
 def _records(
-    samples: tuple[Sample, ...], short_side: int | None, codec: Codec, quality: int, workers: int, timeout: float
-) -> Iterator[tuple[bytes, Entry]]:
+    packer: Packer, samples: tuple[Sample, ...], cluster: str | None, workers: int, timeout: float
+) -> Iterator[Record]:
+    """In the order of the samples."""
+    if cluster is not None:
+        for position, answer in map_apart(cluster, packer, samples, timeout=timeout):
+            yield unread(samples[position], answer.reason) if isinstance(answer, Failure) else answer
+        return
     from torch.utils.data import DataLoader
 
     from stillmotion.data.watched import Watched
 
     # A loader's processes keep the order, run only a little ahead, and end when this process is killed.
-    records = Watched(_Records(samples, short_side, codec, quality), timeout)
+    records = Watched(_Records(packer, samples), timeout)
     yield from DataLoader(records, batch_size=None, num_workers=workers, collate_fn=_unchanged)
 
 
 def _unchanged(record: Any) -> Any:
     return record
-
-
-@contextmanager
-def _bar(total: int, done: int, shown: bool) -> Iterator[Any]:
-    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not shown, transient=True) as bar:
-        task = bar.add_task("packing", total=total, completed=done)
-        yield lambda: bar.advance(task)

@@ -13,6 +13,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 START_SECONDS = 600.0
 """How long a new process may take to import what it needs."""
+TRIES = 2
+"""Of an item whose process dies: it may have been another process that took all memory."""
+GRACE_SECONDS = 5.0
+"""After which a process whose parent is gone ends itself."""
 
 
 @dataclass(frozen=True)
@@ -66,25 +70,54 @@ class _Tender(threading.Thread, Generic[Item, Result]):
         timeout: float,
     ):
         super().__init__(daemon=True)
-        self.function, self.items, self.todo, self.done, self.timeout = function, items, todo, done, timeout
-        self.process: Process[Item, Result] | None = None
+        self.items, self.todo, self.done = items, todo, done
+        self.reader = Apart(function, timeout)
         self.ended = False
 
     def run(self) -> None:
         try:
             while not self.ended:
                 position = self.todo.get_nowait()
-                self.process = self.process or Process(self.function)
-                result = self.process.call(self.items[position], self.timeout)
-                if isinstance(result, Failure):
-                    self.process = None
-                self.done.put((position, result))
+                self.done.put((position, self.reader(self.items[position])))
         except queue.Empty:
             pass
         except RuntimeError as error:
             self.done.put(error)
 
     def end(self) -> None:
+        self.ended = True
+        self.reader.end()
+
+
+class Apart(Generic[Item, Result]):
+    """A function that is called in a process beside this one, and in another where that is lost.
+
+    Args:
+        function: As of `Process`.
+        timeout: Seconds after which an item is given up.
+
+    Raises:
+        RuntimeError: Processes do not even start.
+    """
+
+    def __init__(self, function: Callable[[Item], Result], timeout: float) -> None:
+        self.function, self.timeout = function, timeout
+        self.process: Process[Item, Result] | None = None
+        self.ended = False
+
+    def __call__(self, item: Item) -> Result | Failure:
+        for _ in range(TRIES):
+            self.process = self.process or Process(self.function)
+            result = self.process.call(item, self.timeout)
+            if not isinstance(result, Failure):
+                break
+            self.process = None
+            if self.ended or result.reason.startswith("no answer"):  # a second time would take as long
+                break
+        return result
+
+    def end(self) -> None:
+        """Ends the process."""
         self.ended = True
         if self.process is not None:
             self.process.end()
@@ -117,7 +150,7 @@ class Process(Generic[Item, Result]):
     def call(self, item: Item, timeout: float) -> Result | Failure:
         """The function's result; a failure ends the process."""
         try:
-            self.line.send(item)
+            self.line.send((item, timeout))
             if self.line.poll(timeout):
                 result: Result = self.line.recv()
                 return result
@@ -148,10 +181,21 @@ def how_ended(code: int | None) -> str:
 
 def _serve(function: Callable[[Item], Result], line: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
     line.send("ready")
     while True:
         try:
-            item = line.recv()
+            item, timeout = line.recv()
         except EOFError:
             return
-        line.send(function(item))
+        _end_after(timeout + GRACE_SECONDS)
+        result = function(item)
+        _end_after(0.0)
+        line.send(result)
+
+
+def _end_after(seconds: float) -> None:
+    """Has the system end this process, even in C; 0: not any more."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)

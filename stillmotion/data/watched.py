@@ -18,12 +18,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from stillmotion.data.faults import TIMEOUT_SECONDS
-from stillmotion.data.pool import Failure, how_ended
-
-GRACE_SECONDS = 5.0
-"""After which a reader whose worker is gone ends itself."""
-TRIES = 2
-"""Of a sample whose reader dies: it may have been another process that took all memory."""
+from stillmotion.data.pool import GRACE_SECONDS, TRIES, Failure, how_ended
 
 
 class Readable(Sized, Protocol):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,7 @@ from stillmotion.data.source import Extent, Videos, show
 from stillmotion.data.table import Sample
 from stillmotion.journey import Seen
 from stillmotion.networks import Inputs
-from stillmotion.predict import Predictor
-from stillmotion.tasks import task_from_dict
+from stillmotion.predict import Predictor, Sight
 from stillmotion.view import NO_DRAW, View, shown_view, visible
 from stillmotion.window import span
 
@@ -33,26 +31,6 @@ MOST_KEPT = 128 * MIB
 """Bytes of frames that are decoded together for the timeline."""
 PICTURE_SIDE = 240
 """Pixels of the shorter side of a picture in an answer."""
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What of a network the reader must know. Args: as in `Predictor`, but that the task is JSON data."""
-
-    task: dict[str, Any]
-    views: dict[str, View]
-    short_side: int | None
-    whole_frames: bool
-
-    @classmethod
-    def of(cls, predictor: Predictor) -> "Sight":
-        """What a predictor sees."""
-        return cls(predictor.task.to_dict(), predictor.views, predictor.short_side, predictor.whole_frames)
-
-    def predictor(self) -> Predictor:
-        """One that sees, and has no network."""
-        return Predictor(_no_network, task_from_dict(self.task), self.views, short_side=self.short_side,
-                         whole_frames=self.whole_frames)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -276,7 +254,3 @@ def _data_size() -> int:
     """Bytes of the process's data, as RLIMIT_DATA counts them."""
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[5]) * resource.getpagesize()
-
-
-def _no_network(inputs: Inputs) -> NDArray[np.float32]:
-    raise AssertionError("the reader has no network")

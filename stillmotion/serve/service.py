@@ -18,11 +18,11 @@ from stillmotion import __version__
 from stillmotion.config import LimitConfig
 from stillmotion.journey import Seen
 from stillmotion.networks import Inputs, TorchNetwork
-from stillmotion.predict import Predictor
+from stillmotion.predict import Predictor, Sight
 from stillmotion.serve.answers import Answer, Cost, Looked, Model, Network, Said, Series
 from stillmotion.serve.batcher import Batcher, Ran
 from stillmotion.serve.counters import Counters
-from stillmotion.serve.reader import Order, Pictures, Reader, Reading, Sight
+from stillmotion.serve.reader import Order, Pictures, Reader, Reading
 from stillmotion.serve.readers import Readers
 from stillmotion.serve.refused import Refused
 from stillmotion.serve.upload import Upload

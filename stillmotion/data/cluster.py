@@ -1,0 +1,268 @@
+"""Work on many videos over a Ray cluster: `--cluster` of `extract`, `flow`, `pack`, `predict` and `data check`.
+
+Every core has a worker (an actor of Ray) that gets one item after the other. What is done with an item, in which
+process it is read, and what is written of it, is the commands' own: results come here in the order of the items, and
+one writer stores them as on one machine. Ray's actors and not Ray Data: that keeps no account of an item whose worker
+is lost again and again, wants all items in its memory at once, and takes pandas along.
+"""
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from heapq import heappop, heappush
+from typing import Any, TypeVar
+
+from stillmotion.data.faults import one_line
+from stillmotion.data.pool import Apart, Failure
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+LOSSES = 8
+"""Times that an item may lose its worker (with its machine, or for want of memory) before it is given up."""
+AHEAD = 4
+"""Items for each worker that may be under way or done before their turn: more are not handed out, so that neither a
+slow item nor a slow disk lets results pile up."""
+WORKERS_A_GPU = 4
+"""Each with its own copy of the network: while one reads, another computes."""
+CONNECT_SECONDS = 20.0
+LOOK_SECONDS = 5.0
+"""How often it is looked whether the cluster has grown."""
+LOG_SECONDS = 60.0
+"""Between lines on what is done, where no terminal shows a bar."""
+
+
+def map_apart(
+    address: str, function: Callable[[Item], Result], items: Sequence[Item], *, timeout: float, gpu: bool = False
+) -> Iterator[tuple[int, Result | Failure]]:
+    """`pool.run_apart` over a cluster: yields each item's position with its result, in their order.
+
+    Args:
+        address: See `map_items`.
+        function: Importable by name, or pickled; it runs in processes beside the workers.
+        items: What to call it with.
+        timeout: Seconds after which an item is given up and its process is ended.
+        gpu: See `map_items`.
+    """
+    return map_items(address, partial(Apart, function, timeout), items, gpu=gpu)
+
+
+def map_items(
+    address: str, make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], *, gpu: bool = False
+) -> Iterator[tuple[int, Result | Failure]]:
+    """Yields each item's position with its result, in their order; every core of the cluster has a worker.
+
+    Args:
+        address: `local` starts Ray on this machine for as long as this takes; HOST:PORT is the head of a cluster that
+            this machine belongs to. Where Ray is connected already, that is taken.
+        make: Called once by each worker, in this process's folder; gives what is called with the items. Pickled.
+        items: Pickled.
+        gpu: Whether workers take a share of a GPU where the cluster has some.
+
+    Raises:
+        ValueError: Ray is missing or does not answer, or `make` or what it gave raised an error.
+    """
+    if not items:
+        return
+    with connected(address) as ray, closing(_Crew(ray, make, items, gpu).answers()) as answers:
+        yield from _noted(answers, len(items))
+
+
+class _Crew:
+    """The workers, seen from here: who is at what, and what is to be done again."""
+
+    def __init__(self, ray: Any, make: Callable[[], Any], items: Sequence[Any], gpu: bool) -> None:
+        self.ray, self.items, self.gpu = ray, items, gpu
+        self.make = ray.put(make)
+        self.losses: Counter[int] = Counter()
+        self.again: list[int] = []  # a heap
+        self.handed = 0
+        self.starting: dict[Any, Any] = {}  # worker by what it answers when it is there
+        self.busy: dict[Any, dict[Any, int]] = {}  # positions that a worker has, by what they will be, oldest first
+        self.false_starts = 0
+        self.looked = float("-inf")
+
+    def answers(self) -> Generator[tuple[int, Any], None, None]:
+        """Positions, in order, and results."""
+        done: dict[int, Any] = {}
+        try:
+            for position in range(len(self.items)):
+                while position not in done:
+                    if time.monotonic() >= self.looked + LOOK_SECONDS:
+                        self._start()
+                    self._hand_out(position)
+                    done |= self._collect()
+                answer = done.pop(position)
+                if isinstance(answer, _Broken):
+                    raise ValueError(f"on a machine of the cluster: {answer.reason}")
+                yield position, answer
+        finally:
+            for worker in [*self.busy, *self.starting.values()]:
+                self.ray.kill(worker)
+
+    def _start(self) -> None:
+        """Starts workers where the cluster has room for them."""
+        self.looked = time.monotonic()
+        have = self.ray.cluster_resources()
+        most, gpus = int(have.get("CPU", 0)), have.get("GPU", 0) if self.gpu else 0
+        most = min(most, int(gpus * WORKERS_A_GPU) if gpus else most, len(self.items))
+        remote = self.ray.remote(num_cpus=1, num_gpus=1 / WORKERS_A_GPU if gpus else 0)(_Worker)
+        while len(self.starting) + len(self.busy) < most:
+            worker = remote.remote(self.make, os.getcwd())
+            self.starting[worker.ready.remote()] = worker
+
+    def _hand_out(self, position: int) -> None:
+        """Gives every worker something to do and something to do next; `position` is the first that is not done."""
+        for held in (0, 1):
+            for worker, orders in self.busy.items():
+                if len(orders) > held:
+                    continue
+                if self.again:
+                    number = heappop(self.again)
+                elif self.handed < min(len(self.items), position + AHEAD * len(self.busy)):
+                    number, self.handed = self.handed, self.handed + 1
+                else:
+                    return
+                orders[worker.answer.remote(self.items[number])] = number
+
+    def _collect(self) -> dict[int, Any]:
+        """Answers by position, as soon as there are some; takes note of workers that came and went."""
+        waiting = [*self.starting, *(order for orders in self.busy.values() for order in orders)]
+        if not waiting:
+            time.sleep(LOOK_SECONDS)
+            return {}
+        found: dict[int, Any] = {}
+        for order in self.ray.wait(waiting, num_returns=1, timeout=LOOK_SECONDS)[0]:
+            if order in self.starting:
+                self._greet(self.starting.pop(order), order)
+                continue
+            worker = next(worker for worker, orders in self.busy.items() if order in orders)
+            try:
+                answer = self.ray.get(order)
+            except self.ray.exceptions.RayError:
+                found |= self._lose(worker)
+            else:
+                found[self.busy[worker].pop(order)] = answer
+        return found
+
+    def _greet(self, worker: Any, order: Any) -> None:
+        try:
+            self.ray.get(order)
+        except self.ray.exceptions.RayError as error:
+            self.false_starts += 1
+            if self.false_starts >= LOSSES:
+                raise ValueError(f"cluster: workers do not start ({one_line(error)[-300:]})") from None
+        else:
+            self.false_starts = 0
+            self.busy[worker] = {}
+
+    def _lose(self, worker: Any) -> dict[int, Failure]:
+        """Has others do what a lost worker had. The oldest is what it was at; only that may have been the reason."""
+        numbers = list(self.busy.pop(worker).values())
+        self.ray.kill(worker)  # it may be there still, and have had no answer that can be sent
+        self.losses[numbers[0]] += 1
+        if self.losses[numbers[0]] < LOSSES:
+            heappush(self.again, numbers[0])
+        for number in numbers[1:]:
+            heappush(self.again, number)
+        given_up = self.losses[numbers[0]] >= LOSSES
+        return {numbers[0]: Failure(f"its worker was lost {LOSSES} times")} if given_up else {}
+
+
+@dataclass(frozen=True)
+class _Broken:
+    """The work itself cannot be done there, whatever the item."""
+
+    reason: str
+
+
+class _Worker:
+    """What a worker keeps: the function, and with it the network and the process that reads.
+
+    Args:
+        make: Gives the function.
+        folder: In which relative paths are meant.
+    """
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]], folder: str) -> None:
+        self.make, self.folder = make, folder
+        self.function: Callable[[Any], Any] | None = None
+        # Processes that are started from here would import Ray's own program first.
+        vars(sys.modules["__main__"]).pop("__file__", None)
+
+    def ready(self) -> None:
+        """Answers when the worker is there."""
+
+    def answer(self, item: Any) -> Any:
+        """The function's result."""
+        try:
+            if self.function is None:
+                os.chdir(self.folder)
+                self.function = self.make()
+            return self.function(item)
+        except FileNotFoundError as error:
+            return _Broken(f"{one_line(error)}; all its machines must see the same files under the same names")
+        except Exception as error:
+            return _Broken(f"{type(error).__name__}: {one_line(error)}")
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """The module `ray`, connected; what was not before is disconnected (and ended, if started here) afterwards.
+
+    Raises:
+        ValueError: In one line: Ray is not installed, or does not answer.
+    """
+    # Read by what Ray starts. Its watch over memory ends whole workers; the system ends the process that took it.
+    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_memory_monitor_refresh_ms", "0")):
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise ValueError(f"cluster={address}: Ray is not installed; pip install 'stillmotion[cluster]'") from None
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
+    if address != "local":
+        _check_answers(address)
+    if address == "local":
+        quiet["include_dashboard"] = False
+    try:
+        ray.init(address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        raise ValueError(f"cluster={address}: Ray does not answer ({one_line(error)[:200]})") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself tries for minutes, and writes pages about it."""
+    host, colon, port = address.rpartition(":")
+    if "/" in host or not (host and colon and port.isdigit()):
+        raise ValueError(f"cluster={address}: give local, or HOST:PORT of `ray start --head`")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"cluster={address}: nothing answers there ({one_line(error)}); start it with `ray start --head`"
+        ) from None
+
+
+def _noted(answers: Iterator[tuple[int, Any]], total: int) -> Iterator[tuple[int, Any]]:
+    """Says from time to time how far it is, where no bar is shown."""
+    start = noted = time.monotonic()
+    for done, answer in enumerate(answers, 1):
+        yield answer
+        now = time.monotonic()
+        if now - noted > LOG_SECONDS and not sys.stderr.isatty():
+            print(f"stillmotion: {done} of {total}, {done / (now - start):.3g} a second", file=sys.stderr, flush=True)
+            noted = now
