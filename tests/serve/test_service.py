@@ -19,11 +19,12 @@ import pytest
 
 from stillmotion.__main__ import main
 from stillmotion.data.table import Sample
-from stillmotion.predict import Predictor
-from stillmotion.serve import batcher
+from stillmotion.predict import Predictor, Sight
+from stillmotion.serve import batcher, reader
 from stillmotion.serve.batcher import Batcher, run_batch
 from stillmotion.serve.counters import Counters
 from stillmotion.serve.kinds import suffix_of
+from stillmotion.serve.reader import Order, Reader
 from stillmotion.serve.run import PREFIX, upload_folder
 from stillmotion.serve.service import timeline
 from stillmotion.tasks import Classification
@@ -54,6 +55,16 @@ def test_answers_are_those_of_the_predictor(service: Running, exported: Path, vi
     assert cost["gmacs"] > 0
     assert not {"timeline", "looked_at", "teacher", "notes"} & data.keys()
     assert service.left() == []
+
+
+def test_what_opening_takes_is_part_of_the_cost(exported: Path, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor.load(exported)
+    opened = Reader([Sight.of(predictor)], max_seconds=60.0, seconds=60.0, mib=1024)
+    opened._predictors = [predictor]  # without the limits of a process of its own
+    find = reader.timeline
+    monkeypatch.setattr(reader, "timeline", lambda path: time.sleep(0.05) or find(path))
+    seen = opened._read(Order(video), video).seen[0]
+    assert seen.seconds > seen.decoding >= 0.05
 
 
 def test_timeline_is_what_is_said_of_parts_of_the_video(
