@@ -5,12 +5,15 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from stillmotion.data.decode import decode_frames, forget, probe, timeline
 from stillmotion.data.faults import one_line
@@ -129,6 +132,13 @@ class Reader:
     def _begin(self) -> None:
         """Limits of the process: memory, no files written. SIGTERM is for the parent, which finishes what it took."""
         self._predictors = [sight.predictor() for sight in self.sights]
+        with (
+            TemporaryDirectory() as folder,
+            suppress(ValueError),
+        ):  # what is imported late is not the first upload's cost
+            Image.new("RGB", (64, 64)).save(still := Path(folder) / "still.png")
+            for predictor in self._predictors:
+                predictor.see(Sample(still, still.name))
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -145,9 +155,12 @@ class Reader:
             raise _TooMuch(f"the video is {length:.0f} s long; at most {self.max_seconds:g} s are taken")
         sample = Sample(path, path.name)
         looking = [self._predictors[i] for i in order.networks]
-        seen = [self._seen(predictor, sample) for predictor in looking]
-        # Part of what the first costs: a file whose frames have to be counted is decoded here.
-        seen[0] = replace(seen[0], seconds=seen[0].seconds + opening, decoding=seen[0].decoding + opening)
+        first = self._seen(looking[0], sample)
+        # Part of its cost: a file whose frames have to be counted is decoded when it is opened.
+        seen = [replace(first, seconds=first.seconds + opening, decoding=first.decoding + opening)]
+        for predictor in looking[1:]:
+            forget(path)  # each opens it: what they cost is compared
+            seen.append(self._seen(predictor, sample))
         known = timeline(path)  # decoding may have found that the packets lied
         reading = Reading(known.num_frames, known.fps, seen)
         if order.points:
