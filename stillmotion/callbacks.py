@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, cast
 
 import lightning as L
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.progress import TextColumn
 from torch.utils.tensorboard import SummaryWriter
@@ -28,7 +28,8 @@ BEST = "best.safetensors"
 
 def is_first_process() -> bool:
     """Whether this process is the one that writes."""
-    return bool(getattr(rank_zero_only, "rank", 0) == 0)
+    # Lightning knows it from its trainer on; before, what started the processes says it.
+    return bool(getattr(rank_zero_only, "rank", 0) == 0) and not _get_rank()
 
 
 class Stopped(Exception):

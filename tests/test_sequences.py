@@ -87,7 +87,8 @@ def train(table: Path, output: Path, *arguments: str) -> int:
 
 def test_from_the_table_to_its_use(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = ["--teacher.name", "resnet3d_10", "--teacher.options", "{width: 4}", "--teacher.view", CLIPS]
-    hallucinate = ["--method.name", "hallucinate"]
+    # Features of other batch sizes differ by rounding, which Adam blows up to whole steps where a gradient is 0.
+    hallucinate = ["--method.name", "hallucinate", "--optim.optimiser", "sgd"]
     live, stored, run = tmp_path / "live", tmp_path / "stored", str(tmp_path / "live")
     assert train(table, live, *hallucinate, *teacher) == 0
     assert main(["extract", str(table), *teacher, "--output", str(tmp_path / "features"), "--data.workers", "0",

@@ -239,11 +239,15 @@ def test_stored_features_train_as_the_live_teacher(table: Path, tmp_path: Path) 
 
     data: dict[str, Any] = {"num_draws": 2, "augment": Augment(flip=0.5), "test": None}
     extract(table, TEACHER, tmp_path / "features", data=DataConfig(workers=0, **data), device="cpu")
-    live = train(table, output=tmp_path / "live", **settings(method=HALLUCINATE, teacher=TEACHER, data=data))
-    cached = train(table, output=tmp_path / "cached",
-                   **settings(method=HALLUCINATE, features=str(tmp_path / "features"), data=data))  # fmt: skip
+    # Features of other batch sizes differ by rounding, which Adam blows up to whole steps where a gradient is 0.
+    options = {"method": HALLUCINATE, "data": data, "optim": {"optimiser": "sgd"}}
+    live = train(table, output=tmp_path / "live", **settings(teacher=TEACHER, **options))
+    cached = train(table, output=tmp_path / "cached", **settings(features=str(tmp_path / "features"), **options))
     for name, value in weights(live).items():
-        torch.testing.assert_close(weights(cached)[name], value, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(weights(cached)[name], value, rtol=0.0, atol=1e-3)
+    options["method"] = MethodConfig(name="hallucinate", options={"weight": 5.0, "control": "shuffled"})
+    other = weights(train(table, output=tmp_path / "other", **settings(features=str(tmp_path / "features"), **options)))
+    assert max(float((other[name] - value).abs().max()) for name, value in weights(live).items()) > 0.1
     assert not any("teacher" in name for name in cached.read_checkpoint()["state_dict"])
 
 
