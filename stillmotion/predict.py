@@ -30,11 +30,15 @@ from stillmotion.data.table import Sample
 from stillmotion.data.threads import Call, Threads
 from stillmotion.inputs import find_samples, is_live
 from stillmotion.journey import Seen, look
+from stillmotion.memory import give_back
 from stillmotion.networks import Inputs, Network, load_network
 from stillmotion.prediction import Prediction, Unfinished, prediction_writer
 from stillmotion.stopwatch import Stopwatch
 from stillmotion.tasks import Task, task_from_dict
 from stillmotion.view import View
+
+GIVE_BACK_EVERY = 128
+"""Files between two times that freed memory is given back to the system."""
 
 
 class Predictor:
@@ -141,6 +145,7 @@ class Predictor:
         pool = Threads(self.see, workers, timeout)
         pending: deque[tuple[Sample, Call[Seen]]] = deque()
         source = iter(samples)
+        done = 0
         try:
             while True:
                 # Twice as many as workers: none waits for the network, and memory stays small.
@@ -150,7 +155,10 @@ class Predictor:
                     return
                 sample, call = pending.popleft()
                 yield self.answer(sample, partial(self._seen_by, sample, partial(pool.result, call)))
-                forget(sample.path)  # small pieces that stay keep the large ones around them from being used again
+                forget(sample.path)
+                done += 1
+                if done % GIVE_BACK_EVERY == 0:
+                    give_back()
         finally:
             pool.end()
 

@@ -33,3 +33,21 @@ def test_freed_memory_is_not_given_back() -> None:
         pytest.skip("this system keeps the memory by itself (huge pages)")
     assert _faults("keep") < left / 100
     assert _faults("keep", MALLOC_ARENA_MAX="8") > left / 2, "the user's own setting counts"
+
+
+HOLES = """
+from stillmotion.memory import give_back, keep_memory, resident_mib
+keep_memory()
+pieces = [bytearray(2**20) for _ in range(256)]
+pins = pieces[-1:]
+del pieces[:-1]
+before = resident_mib("now")
+give_back()
+print(int(before - resident_mib("now")))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_given_back_where_it_is_asked_for() -> None:
+    found = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True, env={})
+    assert int(found.stdout) > 200, "255 of 256 MiB are free"
