@@ -125,7 +125,8 @@ class _Tally:
     keyframes: list[int] = field(default_factory=list)
     damaged: list[int] = field(default_factory=list)
     ordered: bool = True
-    error: Exception | None = None
+    error: str | None = None
+    """Its words alone: an error keeps all that its traceback saw, this and every picture too."""
 
     def packet(self, packet: "av.Packet[VideoStream]") -> None:
         self.packets += packet.size > 0
@@ -173,7 +174,7 @@ def examine(
                     if digest:
                         content.update(as_array(scaled(frame, DIGEST_SIZE, DIGEST_SIZE)).tobytes())
         except av.FFmpegError as error:
-            tally.error = error
+            tally.error = reason(error)
         if keep is not None and kept > KEEP_BYTES:
             keep.clear()
         untimed = container.format.name in RAW_STREAMS or is_still(container)
@@ -205,7 +206,7 @@ def _faults(path: Path, container: InputContainer, video: VideoStream, tally: _T
         of = f" of {expected}" if expected else ""
         cut = cut_text(path)
         what = "ends" if cut else "decoding fails"
-        yield f"{what} after {tally.frames}{of} frames{cut}: {reason(tally.error)}"
+        yield f"{what} after {tally.frames}{of} frames{cut}: {tally.error}"
     elif expected and tally.frames < expected - tally.placeholders - 2:
         yield f"ends after {tally.frames} of {expected} frames{cut_text(path)}"
     elif tally.cut_packets or (not video.frames and missing_bytes(path)):

@@ -3,10 +3,11 @@
 import struct
 from collections.abc import Mapping
 from threading import local
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from av.buffer import Buffer
+from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -33,7 +34,9 @@ class Turn:
     """The display matrix of a frame as quarter turns and mirrors; anything between is left alone."""
 
     def __init__(self, frame: VideoFrame):
-        side_data = cast(Mapping[str, Buffer], frame.side_data)
+        # Not `frame.side_data`: the frame would keep what keeps the frame, and every picture would wait in memory for
+        # the garbage collector, which knows nothing of its megabytes.
+        side_data: Mapping[str, Buffer] = cast(Any, SideDataContainer)(frame)
         matrix = side_data.get("DISPLAYMATRIX")
         a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix)) if matrix is not None else (1, 0, 0, 0, 1)
         self.transposed = abs(b) > abs(a)

@@ -56,7 +56,7 @@ class Threads(Generic[Item, Result]):
         return call
 
     def result(self, call: Call[Result]) -> Result:
-        """What came of an item; errors are raised.
+        """What came of an item; errors are raised, once.
 
         Raises:
             VideoError: Nothing within the time.
@@ -73,6 +73,10 @@ class Threads(Generic[Item, Result]):
                     self._threads.remove(call.thread)
                     self._start()
                     raise VideoError(f"no answer within {self.timeout:g} s") from None
+            except BaseException:
+                # An error keeps what its traceback saw: the caller, who keeps the call, which must not keep the error.
+                call.future = Future()
+                raise
 
     def end(self) -> None:
         """Ends the threads that do not hang, once they are done with their item.
