@@ -61,6 +61,14 @@ REMEDIES: dict[int | None, str] = dict.fromkeys(
     "; make room and run the same command to go on: what was finished is kept",
 )
 """What to do about an error of the system."""
+REFUSED = {
+    "/torch_": "; no shared memory left: make /dev/shm larger, or read without workers (--data.workers 0)",
+    "allocate memory": "; take smaller batches, fewer frames or a smaller size",
+    "out of memory": "; take smaller batches, fewer frames or a smaller size",
+    "start new thread": "; the system gives no more threads or memory",
+    "worker processes do not start": "",
+}
+"""What to do where the system refuses something and libraries only say RuntimeError: part of the text, remedy."""
 
 
 class _Parser(ArgumentParser):
@@ -156,6 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"stillmotion: error: {one_line(error)}{REMEDIES.get(getattr(error, 'errno', None), '')}", file=sys.stderr
         )
+        return 2
+    except RuntimeError as error:
+        text = str(error).strip().rpartition("\n")[2]  # after the traceback of another process, if it comes from one
+        remedy = next((remedy for part, remedy in REFUSED.items() if part in text), None)
+        if remedy is None or os.environ.get("STILLMOTION_TRACEBACK"):
+            raise
+        print(f"stillmotion: error: {text.removeprefix('RuntimeError: ')}{remedy}", file=sys.stderr)
         return 2
     return result if isinstance(result, int) else 0
 

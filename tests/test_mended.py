@@ -3,11 +3,13 @@
 import errno
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from stillmotion import __main__ as command
 from stillmotion.data import decode
@@ -42,6 +44,37 @@ def test_errors_of_the_system_are_one_line(
     said = capsys.readouterr().err
     assert line in said
     assert said.count("\n") == 1
+
+
+def _from_a_worker(error: RuntimeError) -> RuntimeError:
+    return RuntimeError(f"Caught RuntimeError in DataLoader worker process 0.\nOriginal ...\nRuntimeError: {error}")
+
+
+@pytest.mark.parametrize(
+    ("ask", "line"),
+    [
+        (lambda: torch.UntypedStorage._new_shared(2**60), "make /dev/shm larger"),  # type: ignore[no-untyped-call]
+        (lambda: torch.empty(2**60), "take smaller batches"),
+    ],
+)
+def test_what_the_system_refuses_torch_is_one_line(
+    ask: Callable[[], Any], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        try:
+            ask()
+        except RuntimeError as error:
+            raise _from_a_worker(error) from None
+
+    monkeypatch.setattr(command, "auto_cli", fail)
+    monkeypatch.delenv("STILLMOTION_TRACEBACK", raising=False)
+    assert command.main(["list", "methods"]) == 2
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1
+    monkeypatch.setattr(command, "auto_cli", lambda *_, **__: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match=r"inconsistent|size"):
+        command.main(["list", "methods"])
 
 
 @pytest.mark.parametrize("write", [write_atomic, write_atomically])

@@ -145,7 +145,8 @@ class Process(Generic[Item, Result]):
             ready = False
         if not ready:
             self.end()
-            raise RuntimeError("worker processes do not start; call this below `if __name__ == '__main__':`")
+            raise RuntimeError("worker processes do not start: the system has no memory for them, or a program of "
+                               "your own does not call this below `if __name__ == '__main__':`")  # fmt: skip
 
     def call(self, item: Item, timeout: float) -> Result | Failure:
         """The function's result; a failure ends the process."""
