@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from stillmotion.run import environment
@@ -88,7 +89,8 @@ def main() -> None:
         lines = folder / "predictions.jsonl"
         command = [sys.executable, "-m", "stillmotion", "predict", model, str(folder / "videos"),
                    "--output", str(lines)]  # fmt: skip
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell starts with & ignores it
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
         began, rows = time.monotonic(), list[dict[str, float]]()
         while process.poll() is None and time.monotonic() - began < seconds:
             time.sleep(min(30.0, seconds / 20.0))
