@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from stillmotion.data.faults import one_line
+from stillmotion.data.pool import end_with_parent
 from stillmotion.data.remote import RemoteError
 from stillmotion.memory import keep_memory
+
+REASON = 2000
+"""Letters of a failure that are passed on; the log has all."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def _work(job: Job, log: Path, workers: int, pipe: multiprocessing.connection.Co
     """In the worker: output to the log, a share of the processor's threads, one line for a failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
     signal.signal(signal.SIGTERM, _interrupt)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -160,18 +164,11 @@ def _work(job: Job, log: Path, workers: int, pipe: multiprocessing.connection.Co
         except Exception as error:
             traceback.print_exc()
             text = one_line(error)
-            pipe.send(text if isinstance(error, ValueError | RemoteError) else f"{type(error).__name__}: {text}")
+            known = isinstance(error, ValueError | RemoteError)
+            pipe.send((text if known else f"{type(error).__name__}: {text}")[:REASON])  # it is read when we are gone
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)
-
-
-def _end_with_parent() -> None:
-    """Ends this process when its parent is gone (SIGKILL), so that a second call does not write beside it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a job runs in a process of its own"
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
 
 
 def _interrupt(number: int, frame: object) -> None:

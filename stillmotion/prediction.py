@@ -157,6 +157,8 @@ class Unfinished:
         if self.output.is_file() and self.mark.is_file() and self.mark.read_text(encoding="utf-8") == self.made_from:
             rows = self._keep()
         self.output.parent.mkdir(parents=True, exist_ok=True)
+        if not rows and self.output.is_file():  # before the mark stands: rows of another call are not to be taken up
+            self.output.write_bytes(b"")
         self.mark.write_text(self.made_from, encoding="utf-8")
         return len(rows), sum(e is not None for e, _ in rows), sum(e is None and f is not None for e, f in rows)
 

@@ -40,6 +40,7 @@ def test_order_failures_and_logs(tmp_path: Path) -> None:
         Job("after bad", note, {"folder": tmp_path, "name": "never"}, after=("bad",)),
         Job("and on", note, {"folder": tmp_path, "name": "never"}, after=("after bad",)),
         Job("killed", kill_me),
+        Job("long", fail, {"text": "x" * 200_000}),
         Job("first", note, {"folder": tmp_path, "name": "first"}),
     ]
     events: list[tuple[str, str]] = []
@@ -49,6 +50,7 @@ def test_order_failures_and_logs(tmp_path: Path) -> None:
         "after bad": "not run, as bad failed",
         "and on": "not run, as after bad failed",
         "killed": "killed by SIGKILL (out of memory?)",
+        "long": "x" * 2000,  # the rest would not fit into a pipe that is read when the job is over
     }
     assert moment(tmp_path / "first.end") < moment(tmp_path / "last.start")
     assert not (tmp_path / "never.start").exists()

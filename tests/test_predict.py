@@ -157,6 +157,23 @@ def test_an_interrupted_call_is_taken_up(
     assert len(without_seconds(out)) == 6
 
 
+def test_rows_of_another_call_are_not_taken_up(
+    run: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+    assert predict(str(run), [str(videos)], output=str(out), top=3) == 0
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stillmotion.predict.prediction_writer", stopped)  # after its mark, before its first row
+    with pytest.raises(KeyboardInterrupt):
+        predict(str(run), [str(videos)], output=str(out), top=2)
+    monkeypatch.undo()
+    assert predict(str(run), [str(videos)], output=str(out), top=2) == 0
+    assert all(len(row["labels"]) == 2 for row in rows_of(out))  # type: ignore[arg-type]
+
+
 def test_a_cluster_takes_files_alone(run: Path, videos: Path, tmp_path: Path) -> None:
     for inputs, overlay in ((["rtsp://camera"], None), ([str(videos)], str(tmp_path / "seen"))):
         with pytest.raises(ValueError, match=r"^cluster: files alone, without overlay, are predicted there"):

@@ -1,6 +1,5 @@
 """`stillmotion flow`: the optical flow of every sample of a table, computed once into a flow store."""
 
-import csv
 import os
 import shutil
 import time
@@ -14,6 +13,7 @@ from stillmotion.data.faults import FLOW_SECONDS, one_line
 from stillmotion.data.flow import RAFT
 from stillmotion.data.flow_files import PARTS
 from stillmotion.data.flow_store import FlowSettings, FlowStore
+from stillmotion.data.journal import StoreError
 from stillmotion.data.pool import Failure, run_apart
 from stillmotion.data.table import Sample, Table, read_table
 from stillmotion.progress import progress_bar
@@ -91,8 +91,8 @@ def compute_flow(
     store.check(table)
     _clean(store.folder / PARTS)
     todo = [sample for sample in table if not store.has(sample)]
-    errors: dict[str, str] = {}
-    faults = _known_faults(store.folder / BROKEN)
+    left = {sample.id for sample in todo}
+    errors, faults = _known(store, [sample for sample in table if sample.id not in left])
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("flow", total=len(table), completed=len(table) - len(todo))
         for position, answer in _answers(store, todo, cluster, workers, timeout):
@@ -140,12 +140,18 @@ def _add(store: FlowStore, sample: Sample) -> Answer:
         return one_line(error), None
 
 
-def _known_faults(broken: Path) -> dict[str, str]:
-    """Reason by sample, of those that earlier calls could read in part."""
-    if not broken.exists():
-        return {}
-    with broken.open(newline="", encoding="utf-8") as file:
-        return {row["file"]: row["reason"] for row in csv.DictReader(file) if row["used"] == "in part"}
+def _known(store: FlowStore, samples: list[Sample]) -> tuple[dict[str, str], dict[str, str]]:
+    """Of stored samples, damaged ones and those that could be read in part; the list may be that of a killed call."""
+    errors: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    for sample in samples:
+        try:
+            fault = store.layout.open(sample).entry["fault"]
+        except StoreError as error:
+            errors[sample.id] = one_line(error)
+        else:
+            faults |= {sample.id: fault} if fault else {}
+    return errors, faults
 
 
 def _clean(parts: Path) -> None:

@@ -1,6 +1,8 @@
 """Runs a function over many items in worker processes, any of which may die or hang on an item."""
 
 import multiprocessing
+import multiprocessing.connection
+import os
 import queue
 import signal
 import threading
@@ -9,6 +11,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Generic, TypeVar
 
+from stillmotion.data.faults import one_line
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 START_SECONDS = 600.0
@@ -16,7 +20,9 @@ START_SECONDS = 600.0
 TRIES = 2
 """Of an item whose process dies: it may have been another process that took all memory."""
 GRACE_SECONDS = 5.0
-"""After which a process whose parent is gone ends itself."""
+"""How much longer than its parent waits for it a process waits for itself."""
+END_SECONDS = 30.0
+"""How long a process that has closed its line may take to be gone, on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +159,14 @@ class Process(Generic[Item, Result]):
         try:
             self.line.send((item, timeout))
             if self.line.poll(timeout):
-                result: Result = self.line.recv()
-                return result
-            failure = Failure(f"no answer within {timeout:g} s")
+                result: Result | Failure = self.line.recv()
+                if not isinstance(result, Failure):
+                    return result
+                failure = result
+            else:
+                failure = Failure(f"no answer within {timeout:g} s")
         except (EOFError, OSError):
-            self.process.join(5.0)
+            self.process.join(END_SECONDS)
             failure = Failure(f"its reader died ({how_ended(self.process.exitcode)})")
         self.end()
         return failure
@@ -184,6 +193,7 @@ def _serve(function: Callable[[Item], Result], line: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     line.send("ready")
     while True:
         try:
@@ -191,9 +201,21 @@ def _serve(function: Callable[[Item], Result], line: Connection) -> None:
         except EOFError:
             return
         _end_after(timeout + GRACE_SECONDS)
-        result = function(item)
+        result: Result | Failure
+        try:
+            result = function(item)
+        except Exception as error:
+            result = Failure(f"{type(error).__name__}: {one_line(error)}")
         _end_after(0.0)
         line.send(result)
+
+
+def end_with_parent() -> None:
+    """Ends this process when its parent is gone (SIGKILL): nobody waits for it, and a second call may come."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this runs in a process of its own"
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _end_after(seconds: float) -> None:

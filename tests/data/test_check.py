@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -188,12 +190,35 @@ def _work(item: str) -> str:
         os.kill(os.getpid(), signal.SIGKILL)
     if item == "hang":
         time.sleep(60.0)
+    if item == "raise":
+        raise LookupError("no such\nthing")
     return item.upper()
 
 
 def test_workers_that_die_or_hang_cost_only_their_item() -> None:
-    items = ["a", "die", "b", "hang", "c", "d"]
+    items = ["a", "die", "b", "hang", "c", "d", "raise"]
     results = dict(run_apart(_work, items, workers=2, timeout=1.0))
     assert [results[i] for i in (0, 2, 4, 5)] == ["A", "B", "C", "D"]
     assert results[1] == Failure("its reader died (signal SIGKILL)")
     assert results[3] == Failure("no answer within 1 s")
+    assert results[6] == Failure("LookupError: no such thing")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked for in /proc")
+def test_workers_end_with_a_killed_program() -> None:
+    """At once, not when the item at hand is done: with slow flow that is a day."""
+    script = (
+        "import os, sys\nfrom stillmotion.data.pool import Process\nfrom tests.data.test_check import _work\n"
+        "if __name__ == '__main__':\n"
+        "    process = Process(_work)\n    process.line.send(('hang', 3600.0))\n"
+        "    print(process.process.pid, flush=True)\n    sys.stdin.read()\n"
+    )
+    program = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    worker = int(program.stdout.readline())
+    program.kill()
+    program.wait()
+    until = time.monotonic() + 20.0
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)

@@ -235,6 +235,30 @@ def test_settings_that_do_not_agree_are_refused(table: Path, tmp_path: Path) -> 
         FlowStore.create(tmp_path / "flat", FlowSettings(layout="two-stream")).check(two)
 
 
+def test_what_a_killed_call_knew_of_its_samples_is_listed(tmp_path: Path, make_video: MakeVideo) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8)
+    data = make_video(tmp_path / "whole.avi", frames, codec="mpeg4").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
+    (tmp_path / "table.csv").write_text("path,label\nwhole.avi,a\ncut.avi,b\n")
+    folder = tmp_path / "store"
+    command = ["flow", str(tmp_path / "table.csv"), "--output", str(folder), "--workers", "0"]
+    assert main(command) == 1
+    listed = (folder / "broken.csv").read_text()
+    assert "cut.avi" in listed
+    assert "in part" in listed
+    (folder / "broken.csv").unlink()  # a killed call has not written it
+    assert main(command) == 1
+    assert (folder / "broken.csv").read_text() == listed
+    whole = read_table(tmp_path / "table.csv")[0]
+    FlowStore(folder).layout.place(whole).write_bytes(b"damaged")
+    assert main(command) == 1
+    with (folder / "broken.csv").open() as file:
+        assert [(row["file"], row["used"]) for row in csv.DictReader(file)] == [
+            ("whole.avi", "no"),
+            ("cut.avi", "in part"),
+        ]
+
+
 def test_command_lists_what_is_broken_and_goes_on(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
