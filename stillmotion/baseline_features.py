@@ -89,6 +89,7 @@ def embed(work: Work) -> tuple[dict[str, Floats], dict[str, str], Cost]:
     import torch
 
     from stillmotion.data.dataset import VideoDataset
+    from stillmotion.device import pick_device
     from stillmotion.features import weights_hash
     from stillmotion.measure import Reading, measure_cost
     from stillmotion.models.factory import load_model
@@ -98,7 +99,7 @@ def embed(work: Work) -> tuple[dict[str, Floats], dict[str, str], Cost]:
         raise ValueError("baseline frame_linear needs a network: set probe.name and probe.weights")
     torch.manual_seed(work.seed)
     encoder = load_model(work.model, num_classes=work.task.num_outputs)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device("auto")
     body = [name for name in encoder.state_dict() if name not in encoder.classifier_names()]
     views = {name: view.to_dict() for name, view in encoder.views.items()}
     settings = {"config": encoder.config, "views": views, "weights": weights_hash(encoder, body)}

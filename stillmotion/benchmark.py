@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from stillmotion.config import ModelConfig
+from stillmotion.device import pick_device
 from stillmotion.memory import resident_mib
 from stillmotion.models.cost import count_cost
 from stillmotion.models.encoder import Encoder, to_channels_last
@@ -81,6 +82,7 @@ def benchmark(
         raise ValueError("name at least one model, such as `stillmotion benchmark resnext3d_101 timm/mobilenetv2_100`")
     if min([rounds, threads, *batch_sizes], default=0) < 1:
         raise ValueError("batch_sizes, rounds and threads must be at least 1")
+    device = pick_device(device)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

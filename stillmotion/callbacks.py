@@ -11,12 +11,14 @@ from types import FrameType
 from typing import Any, cast
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.progress import TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from stillmotion.config import OptimConfig, TrainerConfig
+from stillmotion.data.faults import one_line
 from stillmotion.engine import LOG_EVERY, Engine
 from stillmotion.processes import placement, whole
 from stillmotion.progress import progress_bar
@@ -196,22 +198,29 @@ class ProgressBar(Callback):
 
 
 def make_trainer(config: TrainerConfig, optim: OptimConfig, callbacks: list[Callback], *, epochs: int) -> L.Trainer:
-    """Lightning's trainer for so many epochs; it writes nothing by itself."""
-    return L.Trainer(
-        accelerator=config.accelerator,
-        **placement(config),
-        precision=cast(Any, config.precision),  # Lightning checks it
-        max_epochs=max(0, epochs),
-        accumulate_grad_batches=optim.accumulate,
-        gradient_clip_val=optim.clip_norm,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
+    """Lightning's trainer for so many epochs; it writes nothing by itself.
+
+    Raises:
+        ValueError: It knows no such accelerator or precision, or there is none here.
+    """
+    try:
+        return L.Trainer(
+            accelerator=config.accelerator,
+            **placement(config),
+            precision=cast(Any, config.precision),  # Lightning checks it
+            max_epochs=max(0, epochs),
+            accumulate_grad_batches=optim.accumulate,
+            gradient_clip_val=optim.clip_norm,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer.accelerator={config.accelerator}: {one_line(error)}") from None
 
 
 @contextmanager

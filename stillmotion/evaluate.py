@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from stillmotion.calibration import calibrate, reliabilities, store, write_reliability
 from stillmotion.cascade import measure_cascade
 from stillmotion.config import ModelConfig
 from stillmotion.data.table import Table, read_table
+from stillmotion.device import pick_device
 from stillmotion.measure import Measured, Reading, distance, measure, predict_with
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.factory import load_model
@@ -275,21 +274,6 @@ def view_settings(
         raise ValueError(f"protocol={protocol!r}: choose one of {', '.join(settings)}")
     given = {"moment": moment, "num_moments": num_moments, "num_crops": num_crops, "size": size}
     return {**settings[protocol], **{k: v for k, v in given.items() if v is not None}, **(view or {})}
-
-
-def pick_device(device: str) -> torch.device:
-    """The device of this name; `auto` is an accelerator, or the CPU.
-
-    Raises:
-        ValueError: There is no such device.
-    """
-    if device == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        torch.zeros(1, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={device}: not here ({str(error).splitlines()[0]}); use auto or cpu") from None
 
 
 def _write(folder: Path, found: Sequence[Measured], task: Task, table: Table) -> None:

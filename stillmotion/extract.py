@@ -3,7 +3,6 @@
 Rows are stored by sample and draw; `features.py` says what they are valid for.
 """
 
-import csv
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
@@ -26,15 +25,16 @@ from stillmotion.data.remote import local
 from stillmotion.data.store import FeatureStore
 from stillmotion.data.table import Sample, Table, read_table
 from stillmotion.data.watched import Watched
+from stillmotion.device import pick_device
 from stillmotion.features import feature_fields, is_still, make_key, note_sizes
 from stillmotion.methods.hallucinate import feature_of
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.factory import load_model
 from stillmotion.progress import progress_bar
+from stillmotion.run import BROKEN, Run
 from stillmotion.tasks import UNLABELLED, task_of
 from stillmotion.view import View
 
-BROKEN = "broken.csv"
 NO_DRAW_NUMBER = -1
 
 
@@ -117,7 +117,7 @@ def extract(
         note_sizes(folder, used)
         before = len(store)
         _fill(store, teacher, used, data, seed, batch_size, device, cluster)
-        _write_broken(folder, used, store.errors)
+        Run(folder).write_broken(used, store.errors, {})
         return Extraction(folder, len(store), len(store) - before, dict(store.errors), time.monotonic() - start)
 
 
@@ -218,9 +218,8 @@ class _Network:
     """A teacher where it computes: batches in, stored fields out."""
 
     def __init__(self, teacher: Encoder, fields: Sequence[str], device: str) -> None:
-        if device == "auto":
-            device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-        self.teacher, self.fields, self.device = teacher.to(device).eval(), fields, device
+        self.device = pick_device(device)
+        self.teacher, self.fields = teacher.to(self.device).eval(), fields
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, Any]) -> _Rows:
@@ -285,12 +284,3 @@ def _repeat(store: FeatureStore, table: Table, chunk: Chunk) -> None:
     """Rows of a draw that looks like the one without anything random."""
     missing = store.missing((table[row].id for _, row in chunk), [chunk[0][0]])
     store.add((s, number, {f: store.get(s, NO_DRAW_NUMBER, f) for f in store.fields}) for s, number in missing)
-
-
-def _write_broken(folder: Path, table: Table, errors: dict[str, str]) -> None:
-    if not errors:
-        return
-    with (folder / BROKEN).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["line", "path", "reason"])
-        writer.writerows([s.line, s.name, errors[s.id]] for s in table if s.id in errors)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stillmotion.device import pick_device
 from stillmotion.export.formats import VERSION, Run, format_of
 
 if TYPE_CHECKING:
@@ -131,18 +132,12 @@ def _load_run(model: str, device: str, view: Mapping[str, Any], threads: int | N
 
 
 def set_up_torch(device: str, threads: int | None) -> str:
-    """Where torch computes, cpu or cuda, with so many threads.
-
-    Raises:
-        ValueError: There is no such device.
-    """
+    """Where torch computes, see `pick_device`; with so many threads."""
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: no CUDA device here; use auto or cpu")
     if threads:
         torch.set_num_threads(threads)
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return pick_device(device)
 
 
 class TorchNetwork:

@@ -42,6 +42,7 @@ PACKAGES = ("stillmotion", "torch", "torchvision", "lightning", "timm", "numpy",
 # within rounding.
 FREE = ("table", "root", "data.workers", "data.timeout", "data.packed", "data.flow", "trainer.checkpoint_every",
         "trainer.devices", "trainer.strategy", "trainer.timeout")  # fmt: skip
+BROKEN = "broken.csv"
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ class Run:
         return checkpoint
 
     def write_broken(self, table: "Table", errors: Mapping[str, str], faults: Mapping[str, str]) -> None:
-        """Writes `broken.csv`: line, file and reason of what could not be read, or only in part; nothing if all could.
+        """Writes `broken.csv`: line, file and reason of what could not be read, or only in part; if all could, none is
+        left from before.
 
         Args:
             table: Where the samples are.
@@ -192,8 +194,11 @@ class Run:
         reasons = {**{name: (text, "in part") for name, text in faults.items()},
                    **{name: (text, "no") for name, text in errors.items()}}  # fmt: skip
         rows = [(s.line, s.id, *reasons[s.id]) for s in table if s.id in reasons]
+        path = self.path / BROKEN
         if rows:
-            write_atomic(self.path / "broken.csv", csv_text(("line", "file", "reason", "used"), rows))
+            write_atomic(path, csv_text(("line", "file", "reason", "used"), rows))
+        else:
+            path.unlink(missing_ok=True)
 
 
 def csv_text(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:

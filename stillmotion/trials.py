@@ -186,7 +186,7 @@ def predict_fold(
     run: Path, fold: Fold, view: Mapping[str, Any], target: Path, trainer: TrainerConfig, batch_size: int
 ) -> None:
     """Writes a run's logits for the test samples of a fold; nothing if they are there, under the same view."""
-    from stillmotion.evaluate import pick_device
+    from stillmotion.device import pick_device
     from stillmotion.models.pretrained import load_pretrained
     from stillmotion.predictions import predict_table
 
@@ -258,7 +258,7 @@ def measure_costs(runs: Mapping[str, Path], folds: Mapping[str, Fold], target: P
     """
     import torch
 
-    from stillmotion.evaluate import pick_device
+    from stillmotion.device import pick_device
     from stillmotion.measure import Reading, measure_cost
     from stillmotion.models.pretrained import load_pretrained
 

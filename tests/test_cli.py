@@ -116,6 +116,25 @@ def test_a_wrong_table_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytes
     assert "missing.mp4" in error
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "extract {} --teacher resnet3d_10 --output {out} --data.num_draws 1 --data.workers 0 --device cuda:99",
+        "features resnet3d_10 {} --output {out}.npz --workers 0 --device cuda:99",
+        "evaluate resnet3d_10 {} --workers 0 --device cuda:99",
+        "train {} --output {out} --student resnet3d_10 --data.workers 0 --trainer.accelerator mps",
+    ],
+    ids=lambda c: c.split()[0],
+)
+def test_a_device_that_is_not_here_is_one_line_and_exit_code_2(
+    command: str, tiny_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.format(tiny_table, out=tmp_path / "out").split()) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert "device=cuda:99: not here" in error or "trainer.accelerator=mps: " in error
+
+
 def test_data_check_tells_by_its_exit_code(
     tmp_path: Path, make_video: MakeVideo, capsys: pytest.CaptureFixture[str]
 ) -> None:

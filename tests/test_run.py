@@ -99,6 +99,8 @@ def test_results_and_broken_samples_are_written(tmp_path: Path) -> None:
     run.write_broken(table, {"b.mp4": "no video"}, {"a.mp4": "cut off, after 3 frames"})
     lines = (tmp_path / "broken.csv").read_text().splitlines()
     assert lines == ["line,file,reason,used", '2,a.mp4,"cut off, after 3 frames",in part', "3,b.mp4,no video,no"]
+    run.write_broken(table, {}, {})  # mended since
+    assert not (tmp_path / "broken.csv").exists()
 
 
 def test_environment_names_versions_and_hardware() -> None:

@@ -17,9 +17,8 @@ from stillmotion.data.journal import StoreError
 from stillmotion.data.pool import Failure, run_apart
 from stillmotion.data.table import Sample, Table, read_table
 from stillmotion.progress import progress_bar
-from stillmotion.run import Run
+from stillmotion.run import BROKEN, Run
 
-BROKEN = "broken.csv"
 STALE_SECONDS = 3600.0
 
 
@@ -86,7 +85,8 @@ def compute_flow(
         from stillmotion.data.raft import raft_function, weights_name
 
         settings = replace(settings, weights=weights_name(weights))
-        raft_function(settings.method, weights, "cpu")  # says what is wrong with the weights
+        # Says what is wrong with them; a cluster may have a GPU that is not here.
+        raft_function(settings.method, weights, device if cluster is None else "cpu")
     store = FlowStore.create(output, settings, weights=weights, device=device)
     store.check(table)
     _clean(store.folder / PARTS)
@@ -100,7 +100,6 @@ def compute_flow(
             errors |= {todo[position].id: error} if error else {}
             faults |= {todo[position].id: fault} if fault else {}
             bar.advance(task)
-    (store.folder / BROKEN).unlink(missing_ok=True)
     Run(store.folder).write_broken(table, errors, faults)
     return FlowReport(store.folder, len(table), len(todo) - len(errors), errors, faults, time.monotonic() - start)
 

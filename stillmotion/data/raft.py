@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import pad
 
 from stillmotion.data.flow import RAFT, SMALLEST, Vectors
+from stillmotion.device import pick_device
 
 LEAST = 128
 """Pixels of a side: RAFT halves three times, its correlation pyramid three times more. Smaller frames are padded."""
@@ -27,11 +28,10 @@ def raft_function(
         device: `cpu`, `cuda`, ...; `auto` takes an accelerator if there is one.
 
     Raises:
-        ValueError: There are no such weights, or they are not those of this network.
+        ValueError: There are no such weights, they are not those of this network, or there is no such device.
     """
     network = _load(name, weights)
-    if device == "auto":
-        device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    device = pick_device(device)
     network.to(device).eval()
 
     @torch.inference_mode()

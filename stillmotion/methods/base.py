@@ -59,11 +59,13 @@ class Method(nn.Module):
         defaults: Of options whose own default is None, where methods of one class differ in them.
         progress: Share of the training that is done; the engine sets it before every step.
         hallucinates: Whether the losses come with `hallucinated` and `hallucination_target`.
+        imitates: Whether the student's embedding becomes that of its teacher; the report then searches with it.
     """
 
     roles: tuple[str, ...] = ("student",)
     frozen: tuple[str, ...] = ()
     hallucinates: bool = False
+    imitates: bool = False
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, encoders: Mapping[str, Encoder], task: Task) -> None:

@@ -165,10 +165,13 @@ class Mimic(Distillation):
 class Mars(Mimic):
     """Motion-augmented RGB stream: the task and the teacher train the whole network (METHODS 6.1)."""
 
+    imitates = True
+
 
 class Mers(Mimic):
     """Motion-emulating RGB stream: the teacher trains all but the classifier, the task only that (METHODS 6.1)."""
 
+    imitates = True
     defaults: ClassVar[Mapping[str, Any]] = {**Mimic.defaults, "task_to": "classifier"}
 
 
@@ -181,6 +184,7 @@ class D3d(Mimic):
 class InternalRelation(Mimic):
     """Internal-relationship distillation: MARS, and the Gram matrices of a layer as well (METHODS 4)."""
 
+    imitates = True
     defaults: ClassVar[Mapping[str, Any]] = {**Mimic.defaults, "relation": "gram"}
 
 

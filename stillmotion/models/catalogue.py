@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from stillmotion.models.adapters import ImageEncoder
 from stillmotion.models.cost import count_cost
 from stillmotion.models.hf import FAMILIES
 from stillmotion.models.libraries import CLIPS, timm_view, torchvision_view
@@ -141,7 +142,8 @@ def _describe(name: str, tags: dict[str, list[str]], *, built: bool) -> ModelInf
         family = FAMILIES[name]
         view, weights, licence = family.view, (family.repo,), family.licence
     else:
-        view = OWN[name][1]
+        build, view = OWN[name]
+        video = not (isinstance(build, type) and issubclass(build, ImageEncoder))
     params, gmacs, width = _count(name) if built else (None, None, None)
     return ModelInfo(
         name=name,

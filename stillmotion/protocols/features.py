@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from stillmotion.config import DataConfig
 from stillmotion.data.store import EXTRACT_AGAIN, FeatureStore
 from stillmotion.data.table import Table, read_table
-from stillmotion.extract import BROKEN, NO_DRAW_NUMBER, extract
+from stillmotion.extract import NO_DRAW_NUMBER, extract
 from stillmotion.methods.base import has_logits
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.factory import create_model
 from stillmotion.models.pretrained import is_run, read_config
 from stillmotion.protocols.feature_file import VideoFeatures, check_output, write_features
 from stillmotion.protocols.pooling import softmax
+from stillmotion.run import BROKEN
 from stillmotion.tasks import task_from_dict
 
 Level = Literal["video", "clip"]
@@ -123,6 +124,7 @@ def extract_features(
     info = {"model": model, "weights": weights, "level": level, "views": store.key["views"]}
     write_features(path, _gather(store, ids, taps, level, info))
     broken = path.with_name(f"{path.stem}_{BROKEN}")
+    broken.unlink(missing_ok=True)
     if store.errors:
         os.replace(part / BROKEN, broken)
     shutil.rmtree(part)

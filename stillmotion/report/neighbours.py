@@ -7,6 +7,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from stillmotion.data.table import Sample
+from stillmotion.methods import METHODS
 from stillmotion.models.encoder import Encoder
 from stillmotion.models.pretrained import read_config
 from stillmotion.report.clips import Clock, Shelf, labels, outputs_of
@@ -59,7 +60,7 @@ def _guesses(subject: Subject) -> bool:
     config = read_config(run)
     model, method = config["model"], config.get("trained", {}).get("method")
     branches = [part for part in (model, model.get("backbone", {})) if "hallucinated_dim" in part]
-    return bool(branches) or method in ("mars", "mers")
+    return bool(branches) or (method in METHODS and METHODS[method].imitates)
 
 
 def _feature(shelf: Shelf, sample: Sample, encoder: Encoder, fields: Any) -> Array:

@@ -162,7 +162,7 @@ class Subject:
 
     def network(self, role: Role) -> "Encoder | None":
         """The network of a role, on the device of the limits, in `eval()`; None without one."""
-        from stillmotion.evaluate import pick_device
+        from stillmotion.device import pick_device
         from stillmotion.models.pretrained import load_pretrained
 
         run = self.run_of(role)

@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 
 from stillmotion.config import ModelConfig
 from stillmotion.models import create_model, list_models, load_model
+from stillmotion.models.adapters import ImageEncoder
 from stillmotion.models.cost import count_cost
 from stillmotion.models.encoder import Encoder
+from stillmotion.models.own import OWN
 from stillmotion.models.pretrained import save_pretrained
 from stillmotion.tasks import Classification
 from stillmotion.view import View
@@ -378,3 +380,12 @@ def test_list_models() -> None:
     assert len(videos) == 9
     assert videos["torchvision/swin3d_t"].fps == 15.0
     assert list_models("no such network") == []
+
+
+def test_a_network_of_ours_that_sees_pictures_is_listed_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tiny(ImageEncoder):
+        """Never built: the list must not need it."""
+
+    monkeypatch.setitem(OWN, "tiny2d_of_a_test", (Tiny, View(size=(64, 64))))
+    assert [m.kind for m in list_models("tiny2d_of_a_test")] == ["image"]
+    assert {m.kind for m in list_models("resnet3d_*")} == {"video"}
