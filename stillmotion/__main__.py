@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,6 +49,7 @@ COMMANDS: dict[str, Any] = {
 LISTS = {"predict": 1, "benchmark": 0}
 MANY = ("--fuse", "--targets", "--data.targets", "--videos", "--cors")
 """Take all that follows up to the next option."""
+DESCRIPTION = str(api.__doc__).partition("\n")[0]
 TRAINS = ("train", "compare", "extract")
 """Commands whose `--targets` is short for `--data.targets`."""
 EXTRAS = dict.fromkeys(("fastapi", "uvicorn", "python_multipart", "prometheus_client"), "serve")
@@ -56,6 +59,8 @@ EXTRAS = dict.fromkeys(("fastapi", "uvicorn", "python_multipart", "prometheus_cl
 NAMED = ("--student", "--teacher", "--method", "--probe")
 
 
+RESUMED = ("demo", "train", "compare", "extract", "features", "pack", "flow", "predict", "render")
+"""Commands that go on where they were stopped."""
 REMEDIES: dict[int | None, str] = dict.fromkeys(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     "; make room and run the same command to go on: what was finished is kept",
@@ -105,6 +110,7 @@ def _expand(arguments: Sequence[str]) -> list[str]:
         result = [result[0], *_join(result[1:], LISTS[result[0]])]
     if result and result[0] in TRAINS:
         result = [a.replace("--targets", "--data.targets", 1) if a.startswith("--targets") else a for a in result]
+    result = _merge_deep(result)
     for i, argument in enumerate(result):
         option, equals, value = argument.partition("=")
         if option not in NAMED or result[0] in ("evaluate", "predict", "serve", "flow", "report"):
@@ -113,6 +119,54 @@ def _expand(arguments: Sequence[str]) -> list[str]:
         if value and not value.startswith(("{", "-")) and Path(value).suffix not in (".yaml", ".yml", ".json"):
             result[i] = f"{option}.name{equals}{value if equals else ''}"
     return result
+
+
+DEEP = re.compile(r"--((?:student|teacher|probe|method)\.options\.[^.=]+|rows\.(?P<row>[^.=]+))\.([^=]+)")
+
+
+def _merge_deep(arguments: list[str]) -> list[str]:
+    """Merges options that go deeper into a dict than jsonargparse does into what `--config` says there.
+
+    Of `--student.options.backbone.name X` it would drop the backbone's other settings, and refuse
+    `--rows.NAME.optim.epochs 2`.
+
+    Raises:
+        ValueError: The configuration has no such row.
+    """
+    if not any(DEEP.match(argument) for argument in arguments):
+        return arguments
+    import yaml
+
+    config: Any = {}
+    if "--config" in arguments[:-1]:
+        with suppress(OSError, yaml.YAMLError):  # what is wrong with the file is said when it is read in earnest
+            config = yaml.safe_load(Path(arguments[arguments.index("--config") + 1]).read_text(encoding="utf-8"))
+    kept: list[str] = []
+    merged: dict[str, Any] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        found = DEEP.fullmatch(option)
+        if found is None:
+            kept.append(argument)
+            continue
+        path, row, keys = found[1], found["row"], found[3].split(".")
+        there = merged.get(path, config)
+        for key in path.split(".") if path not in merged else ():
+            there = there.get(key) if isinstance(there, dict) else None
+        if row is not None and not isinstance(there, dict):
+            raise ValueError(f"{option}: there is no row {row!r} in --config")
+        node = merged[path] = there if isinstance(there, dict) else {}
+        for key in keys[:-1]:
+            deeper = node.get(key)
+            node[key] = deeper if isinstance(deeper, dict) else {}
+            node = node[key]
+        given = value if equals else next(rest, "")
+        try:
+            node[keys[-1]] = json.loads(given)
+        except ValueError:
+            node[keys[-1]] = yaml.safe_load(given)
+    return kept + [f"--{path}={json.dumps(value)}" for path, value in merged.items()]
 
 
 def _join(arguments: list[str], before: int) -> list[str]:
@@ -143,14 +197,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 an interruption.
     """
     keep_memory()
-    args = _expand(sys.argv[1:] if arguments is None else arguments)
-    # Signatures and docstrings of all commands take longer to read than a light prediction takes.
-    chosen = {name: COMMANDS[name] for name in args[:1] if name in COMMANDS} or COMMANDS
+    args = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = auto_cli(chosen, args=args, prog="stillmotion", description=api.__doc__, parser_class=_Parser)
+        args = _expand(args)
+        # Signatures and docstrings of all commands take longer to read than a light prediction takes.
+        chosen = {name: COMMANDS[name] for name in args[:1] if name in COMMANDS} or COMMANDS
+        result = auto_cli(chosen, args=args, prog="stillmotion", description=DESCRIPTION, parser_class=_Parser)
     except KeyboardInterrupt as stop:
-        print(f"stillmotion: {str(stop) or 'interrupted; what was finished is kept, run the same command to go on'}",
-              file=sys.stderr)  # fmt: skip
+        more = "; what was finished is kept, run the same command to go on" if args[:1] and args[0] in RESUMED else ""
+        print(f"stillmotion: {str(stop) or f'interrupted{more}'}", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("stillmotion"):

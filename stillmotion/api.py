@@ -1183,7 +1183,7 @@ def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     import sys
 
     if not sys.stdout.isatty():
-        for row in rows:
+        for row in (head, *rows):
             print("\t".join(row))
         return
     from rich.console import Console

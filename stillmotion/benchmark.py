@@ -14,6 +14,7 @@ import torch
 
 from stillmotion.config import ModelConfig
 from stillmotion.device import pick_device
+from stillmotion.export.formats import format_of
 from stillmotion.memory import resident_mib
 from stillmotion.models.cost import count_cost
 from stillmotion.models.encoder import Encoder, to_channels_last
@@ -80,6 +81,8 @@ def benchmark(
     """
     if not models:
         raise ValueError("name at least one model, such as `stillmotion benchmark resnext3d_101 timm/mobilenetv2_100`")
+    if exported := [config.name for config in models if format_of(config.name) is not None]:
+        raise ValueError(f"{exported[0]}: an exported file is measured on videos; name some with --videos")
     if min([rounds, threads, *batch_sizes], default=0) < 1:
         raise ValueError("batch_sizes, rounds and threads must be at least 1")
     device = pick_device(device)

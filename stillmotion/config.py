@@ -93,7 +93,7 @@ class DataConfig:
         train: Split that is trained on.
         val: Split for selection and early stop; None holds out `val_fraction` of the training groups if needed.
         test: Split that is evaluated at the end; None evaluates none.
-        val_fraction: Share of the training groups that is held out for validation (METHODS 11).
+        val_fraction: Share of the training groups that is held out for validation.
         label_fraction: Share of the training samples, by class, that keep their label; the others stay, unlabelled.
         augment: What is random about a draw.
         num_draws: Distinct draws a sample; epoch e shows draw e modulo this. None: a new draw every epoch.
@@ -133,7 +133,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Optimiser and schedule. Defaults: HalluciNet action recognition (METHODS 2.4) on the whole set.
+    """Optimiser and schedule. Defaults: HalluciNet action recognition on the whole set.
 
     Args:
         optimiser: adam, adamw or sgd.
@@ -156,7 +156,7 @@ class OptimConfig:
         warmup_steps: Linear warm-up from 0.
         clip_norm: Largest gradient norm (None: no clipping).
         trainable: Patterns (`fnmatch`) of the student's parameters that are updated; others get lr 0, their
-            batch norms still move (METHODS 1.1). Empty: all.
+            batch norms still move. Empty: all.
         lr_factors: Learning rate factor by pattern of parameter names (`{"backbone.*": 0.1}`).
         fixed_norms: Patterns of the student's batch norms that use the statistics they start with and keep them; for
             small batches and pretrained networks (`["*"]`: all). Their scale and shift still learn.

@@ -52,7 +52,7 @@ class Costs:
         megabytes: Of the weights on disk, 1e6 bytes.
         accuracy: By `metric`; None if nothing is known.
         metric: The main one of its task.
-        accuracy_on: `videos` (these, with their labels), or `results` of the training or export.
+        accuracy_on: `videos` (these, with their labels), or `results` of the training, or of the `export`.
         videos: Parts by video, milliseconds.
     """
 

@@ -76,7 +76,7 @@ def accuracy_of(
         targets = task.encode_all(sample for sample, _ in labelled)
         return metric, task.metrics(logits, targets).get(metric), "videos"
     known = _known_accuracy(Path(model), metric)
-    return metric, known, None if known is None else "results"
+    return metric, known, None if known is None else "results" if format_of(model) is None else "export"
 
 
 def _known_accuracy(model: Path, metric: str) -> float | None:

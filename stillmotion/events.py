@@ -163,6 +163,8 @@ def class_probabilities(task: Task, logits: NDArray[np.float32]) -> NDArray[np.f
 def event_writer(output: str | None) -> Iterator[Callable[[Event], None]]:
     """Writes events as they come: `.jsonl` starts and stops, `.csv` a row for every event that ended.
 
+    They join what is there: a watch that is started again must not lose what the last one saw.
+
     Raises:
         ValueError: The name ends otherwise.
     """
@@ -173,10 +175,11 @@ def event_writer(output: str | None) -> Iterator[Callable[[Event], None]]:
     if path.suffix.lower() not in (".jsonl", ".csv"):
         raise ValueError(f"events={output}: give a name that ends in .jsonl or .csv")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("a", newline="", encoding="utf-8") as file:
         if path.suffix.lower() == ".csv":
             table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-            table.writeheader()
+            if file.tell() == 0:
+                table.writeheader()
             yield lambda event: _write_row(file, table, event)
         else:
             yield lambda event: print(json.dumps(event.to_dict(), ensure_ascii=False), file=file, flush=True)

@@ -323,6 +323,8 @@ def predict(
 
     streams = [name for name in inputs if is_live(name)]
     samples = find_samples([name for name in inputs if name not in streams], root=root)
+    if events is not None and not streams:
+        raise ValueError(f"events={events}: only of cameras and streams; file://PATH watches a file as one")
     targets = overlay_paths(overlay, [s.id for s in samples] + streams)
     settings: dict[str, Any] = {"model": model, "view": view, "top": top, "reject": reject, "teacher": teacher,
                                 "threshold": threshold}  # fmt: skip
@@ -344,7 +346,12 @@ def predict(
         from stillmotion.predict_on_cluster import predict_on_cluster  # imports more than a light prediction should
 
         answers = predict_on_cluster(cluster, settings, samples, timeout, shown=output is not None)
-    with prediction_writer(output, predictor.task, top, append=done > 0) as write, event_writer(events) as note:
+    # What a watch of a camera has written stays: whatever starts it again goes on with the file.
+    watched = bool(streams) and output is not None and Path(output).is_file() and Path(output).stat().st_size > 0
+    with (
+        prediction_writer(output, predictor.task, top, append=done > 0 or watched) as write,
+        event_writer(events) as note,
+    ):
         for sample, prediction in zip(samples, answers, strict=True):
             if sample.id in targets and prediction.error is None:
                 prediction = write_overlay(targets[sample.id], sample, prediction, predictor)

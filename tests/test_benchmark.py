@@ -64,7 +64,9 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     view = ["--view", json.dumps(CLIP)]
     assert main(["benchmark", "timm/test_resnet", "--rounds", "1", *view, "timm/test_efficientnet"]) == 0
     assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "timm/test_resnet", "timm/test_efficientnet"]  # fmt: skip
+        "model", "timm/test_resnet", "timm/test_efficientnet"]  # fmt: skip
+    assert main(["benchmark", "student.onnx"]) == 2
+    assert "student.onnx: an exported file is measured on videos" in capsys.readouterr().err
     assert main(["benchmark", "no_such_network"]) == 2
     assert main(["benchmark", "timm/test_resnet", "--rounds", "0"]) == 2
     assert "at least 1" in capsys.readouterr().err

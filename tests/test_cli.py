@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from stillmotion.__main__ import COMMANDS, _expand, main
 
@@ -98,6 +99,27 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path, capsys: pytest.Capt
     text = capsys.readouterr().out
     assert "table: b.csv" in text
     assert "seed: 2" in text
+
+
+def test_deep_options_join_what_the_file_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backbone = {"name": "timm/resnet18", "weights": "default"}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"student": {"name": "sequence", "options": {"backbone": backbone}}}))
+    command = ["train", "a.csv", "--output", "o", "--config", str(config), "--student.options.backbone.name", "X"]
+    with pytest.raises(SystemExit):
+        main([*command, "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["student"]["options"] == {"backbone": {**backbone, "name": "X"}}
+    one = {"student": {"name": "timm/resnet18", "view": {"size": 64}}, "optim": {"lr": 0.003, "epochs": 5}}
+    config.write_text(yaml.safe_dump({"rows": {"one": one, "two": {"student": {"name": "timm/resnet34"}}}}))
+    command = ["compare", "a.csv", "--output", "o", "--config", str(config)]
+    with pytest.raises(SystemExit):
+        main([*command, "--rows.one.optim.lr", "1e-3", "--rows.one.student.view.size=48", "--print_config"])
+    rows = yaml.safe_load(capsys.readouterr().out)["rows"]
+    assert rows["one"]["optim"] == {"lr": 0.001, "epochs": 5}
+    assert rows["one"]["student"]["view"] == {"size": 48}
+    assert rows["two"]["student"]["name"] == "timm/resnet34"
+    assert main([*command, "--rows.on.optim.lr", "1"]) == 2
+    assert "there is no row 'on' in --config" in capsys.readouterr().err
 
 
 def test_prediction_takes_many_inputs() -> None:

@@ -108,6 +108,17 @@ def test_hysteresis_by_hand() -> None:
     assert events.close() == []
 
 
+@pytest.mark.parametrize("name", ["events.csv", "events.jsonl"])
+def test_a_watch_that_starts_again_adds_to_its_events(name: str, tmp_path: Path) -> None:
+    ended = Event("stop", 1, "s", "a", 1.0, "2026-01-01T00:00:00Z", 2.0, 0.9)
+    for _ in range(2):
+        with event_writer(str(tmp_path / name)) as write:
+            write(ended)
+    lines = (tmp_path / name).read_text().splitlines()
+    assert len(lines) == 2 + (name == "events.csv")
+    assert lines[-1] == lines[-2]
+
+
 def test_only_named_classes_make_events() -> None:
     events = EventList("s", ("a", "b"), LiveConfig(classes=["b"], min_seconds=0.0))
     assert [e.label for e in events.update(np.array([0.9, 0.9]), 0.0, 0.0)] == ["b"]

@@ -251,7 +251,7 @@ def _file_problems(table: Table, answers: dict[str, Examination | str]) -> Itera
     for sample in table:
         answer = answers.get(sample.name)
         if answer is None:
-            message = f"not found at {sample.path}; correct the path or pass root="
+            message = f"not found at {sample.path}; correct the path, or say with --root where paths start"
             yield Problem("missing", sample.name, sample.line, message)
         elif sample.name not in told:
             told.add(sample.name)

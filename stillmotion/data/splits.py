@@ -1,5 +1,6 @@
 """What can be wrong between the splits of a table: leaks, empty classes, unknown labels. No video is opened."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -66,9 +67,11 @@ def check_classes(table: Table, train: str, test: str | None, target: str = "lab
     found = set(names([s.targets[target] for s in tested if target in s.targets]))
     for name in sorted(found - set(known)):
         lines = _lines([s for s in tested if target in s.targets and name in names([s.targets[target]])])
+        numbers = all(re.fullmatch(r"-?[0-9]+\.[0-9]+", other) for other in (name, known[0]) if known)
         raise TableError(
             f"{table.source} {lines}: class {name!r} has samples in split {test!r} and none in {train!r}; add training "
             "samples, correct the label, or remove these rows"
+            + (f"; if these are numbers to be learned as such, write {target}:score" if numbers else "")
         )
     missing = [repr(c) for c in known if c not in found]
     if not missing:

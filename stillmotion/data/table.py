@@ -278,7 +278,7 @@ def _not_found(missing: Sequence[Sample], total: int, base: Path) -> str:
     more = f" ({len(missing)} of {total} files are missing)" if len(missing) > 1 else ""
     if "\\" in first.name and (base / first.name.replace("\\", "/")).exists():
         return f"{first.name!r} not found{more}; write / instead of \\ in paths"
-    return f"{first.name!r} not found under {base}{more}; correct the path or pass root="
+    return f"{first.name!r} not found under {base}{more}; correct the path, or say with --root where paths start"
 
 
 def _sample(cells: dict[str, str], base: Path, where: str, line: int) -> Sample:

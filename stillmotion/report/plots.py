@@ -119,7 +119,7 @@ def plot_curves(
                 _draw_curves(axis, lines[name], name, COLOURS[i % len(COLOURS)], dashes)
         axis.set_title(heading, **TITLE)
         axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     longest = max(axes, key=lambda a: len(a.get_lines()))
     if len(runs) > len(COLOURS):  # they would hide the curves
         handles = longest.get_legend_handles_labels()[0]

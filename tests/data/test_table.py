@@ -115,7 +115,8 @@ def test_what_is_wrong_is_said_in_one_line(write: Write, text: str, expected: st
 def test_a_missing_file_names_line_folder_and_remedy(write: Write, tmp_path: Path) -> None:
     path = write("path\na.mp4\nx.mp4\ny.mp4\n")
     assert error_of(path) == (
-        f"line 3: 'x.mp4' not found under {tmp_path} (2 of 3 files are missing); correct the path or pass root="
+        f"line 3: 'x.mp4' not found under {tmp_path} (2 of 3 files are missing); correct the path, or say with --root "
+        "where paths start"
     )
     assert len(read_table(path, check_files=False)) == 3
     (tmp_path / "sub").mkdir()
