@@ -183,7 +183,69 @@ def test_an_item_that_kills_its_process_has_a_second_try_and_one_that_hangs_has_
     assert (tmp_path / "log").read_text().split() == ["a", "die", "die", "hang", "b"]
 
 
+@pytest.fixture
+def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No token of Ray in the environment, neither before nor after a test."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+class FakeModule:
+    """The module `ray` when it is asked to connect."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.options, self.environment = error, dict[str, Any](), dict[str, str]()
+        self.is_on = False
+
+    def is_initialized(self) -> bool:
+        return self.is_on
+
+    def init(self, address: str, **options: Any) -> None:
+        self.options, self.environment = options, dict(os.environ)
+        if self.error is not None:
+            raise self.error
+        self.is_on = True
+
+    def shutdown(self) -> None:
+        self.is_on = False
+
+
+@pytest.mark.usefixtures("no_token")
+def test_a_ray_of_this_machine_has_a_token_of_its_own_and_others_have_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeModule()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(clusters, "_check_answers", lambda address: None)
+    with clusters.connected("head:6379"):
+        assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & ray.environment.keys()
+    with clusters.connected("local"):
+        assert len(ray.environment["RAY_AUTH_TOKEN"]) == 64
+        assert "RAY_AUTH_MODE" not in ray.environment, "that was read when Ray was imported"
+    monkeypatch.delitem(sys.modules, "ray")
+    clusters._take_own_token()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    clusters._take_own_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+@pytest.mark.parametrize("address", ["local", "head:6379"])
+@pytest.mark.usefixtures("no_token")
+def test_where_ray_does_not_answer_a_cluster_may_want_a_token(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeModule(ConnectionError("Failed to connect"))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(clusters, "_check_answers", lambda address: None)
+    with (
+        pytest.raises(ValueError, match=f"^cluster={address}: Ray does not answer") as error,
+        clusters.connected(address),
+    ):
+        pass
+    assert ("RAY_AUTH_MODE=token" in str(error.value)) == (address != "local")
+
+
 @pytest.mark.parametrize("address", ["local", "head:6379", "ray://head:10001", "head"])
+@pytest.mark.usefixtures("no_token")
 def test_without_ray_or_an_address_one_line_says_what_to_do(
     address: str, tiny_table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ is lost again and again, wants all items in its memory at once, and takes pandas
 
 import logging
 import os
+import secrets
 import socket
 import sys
 import time
@@ -36,6 +37,8 @@ LOOK_SECONDS = 5.0
 """How often it is looked whether the cluster has grown."""
 LOG_SECONDS = 60.0
 """Between lines on what is done, where no terminal shows a bar."""
+
+TOKEN_HINT = "where it asks for a token: RAY_AUTH_MODE=token and the same ~/.ray/auth_token on every machine"
 
 
 def map_apart(
@@ -222,6 +225,8 @@ def connected(address: str) -> Iterator[Any]:
     # Read by what Ray starts. Its watch over memory ends whole workers; the system ends the process that took it.
     for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_memory_monitor_refresh_ms", "0")):
         os.environ.setdefault(name, value)
+    if address == "local":
+        _take_own_token()
     try:
         import ray
     except ModuleNotFoundError:
@@ -237,11 +242,24 @@ def connected(address: str) -> Iterator[Any]:
     try:
         ray.init(address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-        raise ValueError(f"cluster={address}: Ray does not answer ({one_line(error)[:200]})") from None
+        hint = "" if address == "local" else f"; {TOKEN_HINT}"
+        raise ValueError(f"cluster={address}: Ray does not answer ({one_line(error)[:200]}{hint})") from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _take_own_token() -> None:
+    """A Ray that is started here takes orders from this process alone, and leaves no token behind.
+
+    Without one of its own it would write `~/.ray/auth_token`, after which every `ray start --head` asks for it.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if "ray" not in sys.modules:  # an imported Ray has read it, and sets it itself when it starts
+        os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def _check_answers(address: str) -> None:
