@@ -37,6 +37,9 @@ class FakeRay:
     def __init__(self, cores: int, fate: Callable[[Any], bool] = lambda item: False) -> None:
         self.cores, self.fate, self.rng = cores, fate, random.Random(0)
         self.most = 0
+        self.hangs: Any = None
+        self.tired = 0
+        """Looks after which the item that hangs is given up."""
 
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": self.cores}
@@ -53,7 +56,12 @@ class FakeRay:
             held.setdefault(order.worker, []).append(order)
         assert max(map(len, held.values())) <= 2
         self.most = max(self.most, len(orders))
-        order = self.rng.choice([mine[0] for mine in held.values()])  # a worker does one after the other
+        ready = [mine[0] for mine in held.values()]  # a worker does one after the other
+        moving = [order for order in ready if order.item is None or order.item != self.hangs]
+        if not moving and self.tired:
+            self.tired -= 1
+            return [], orders
+        order = self.rng.choice(moving or ready)
         order.worker.dead |= order.item is not None and self.fate(order.item)
         return [order], [other for other in orders if other is not order]
 
@@ -122,6 +130,31 @@ def test_results_come_in_order_and_not_far_ahead(fake: Callable[[FakeRay], None]
     assert max(handed) <= AHEAD * 3 + 1
     assert 3 < ray.most <= 6, "each has one at hand and one behind it"
     assert list(map_items("local", upper, [])) == []
+
+
+def test_without_an_order_one_that_hangs_holds_no_others_up(
+    fake: Callable[[FakeRay], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = FakeRay(3)
+    fake(ray)
+    ray.hangs = "item 5"
+    crew = clusters._Crew(ray, upper, [f"item {k}" for k in range(60)], gpu=False, ordered=False)
+    answers, found = crew.answers(), list[int]()
+    for position, answer in answers:
+        assert answer == f"ITEM {position}"
+        found.append(position)
+        assert crew.handed - len(found) <= AHEAD * 3 + 1
+        if len(found) == 58:
+            break
+    assert 5 not in found, "and one waits behind it"
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(clusters, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(ray, "tired", 20)
+    found += [position for position, _ in answers]
+    assert sorted(found) == list(range(60))
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("stillmotion: 58 of 60, ")
+    assert len(said) >= 20, "also while nothing gets done"
 
 
 def test_what_a_lost_worker_had_is_done_by_others_and_what_kills_all_is_given_up(

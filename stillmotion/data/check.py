@@ -139,7 +139,7 @@ def check_table(
     found = (
         run_apart(look, paths, workers=workers or _num_cores(), timeout=timeout)
         if cluster is None
-        else map_apart(cluster, look, paths, timeout=timeout)
+        else map_apart(cluster, look, paths, timeout=timeout, ordered=False)
     )
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("decoding", total=len(paths))

@@ -42,9 +42,10 @@ TOKEN_HINT = "where it asks for a token: RAY_AUTH_MODE=token and the same ~/.ray
 
 
 def map_apart(
-    address: str, function: Callable[[Item], Result], items: Sequence[Item], *, timeout: float, gpu: bool = False
-) -> Iterator[tuple[int, Result | Failure]]:
-    """`pool.run_apart` over a cluster: yields each item's position with its result, in their order.
+    address: str, function: Callable[[Item], Result], items: Sequence[Item], *, timeout: float, gpu: bool = False,
+    ordered: bool = True,
+) -> Iterator[tuple[int, Result | Failure]]:  # fmt: skip
+    """`pool.run_apart` over a cluster: yields each item's position with its result.
 
     Args:
         address: See `map_items`.
@@ -52,14 +53,16 @@ def map_apart(
         items: What to call it with.
         timeout: Seconds after which an item is given up and its process is ended.
         gpu: See `map_items`.
+        ordered: See `map_items`.
     """
-    return map_items(address, partial(Apart, function, timeout), items, gpu=gpu)
+    return map_items(address, partial(Apart, function, timeout), items, gpu=gpu, ordered=ordered)
 
 
 def map_items(
-    address: str, make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], *, gpu: bool = False
-) -> Iterator[tuple[int, Result | Failure]]:
-    """Yields each item's position with its result, in their order; every core of the cluster has a worker.
+    address: str, make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], *, gpu: bool = False,
+    ordered: bool = True,
+) -> Iterator[tuple[int, Result | Failure]]:  # fmt: skip
+    """Yields each item's position with its result; every core of the cluster has a worker.
 
     Args:
         address: `local` starts Ray on this machine for as long as this takes; HOST:PORT is the head of a cluster that
@@ -67,21 +70,25 @@ def map_items(
         make: Called once by each worker, in this process's folder; gives what is called with the items. Pickled.
         items: Pickled.
         gpu: Whether workers take a share of a GPU where the cluster has some.
+        ordered: Whether results come in the order of the items. Then one that hangs lets the others go on only a
+            little further; without, only what it occupies itself stands still.
 
     Raises:
         ValueError: Ray is missing or does not answer, or `make` or what it gave raised an error.
     """
     if not items:
         return
-    with connected(address) as ray, closing(_Crew(ray, make, items, gpu).answers()) as answers:
-        yield from _noted(answers, len(items))
+    with connected(address) as ray, closing(_Crew(ray, make, items, gpu, ordered).answers()) as answers:
+        yield from answers
 
 
 class _Crew:
     """The workers, seen from here: who is at what, and what is to be done again."""
 
-    def __init__(self, ray: Any, make: Callable[[], Any], items: Sequence[Any], gpu: bool) -> None:
-        self.ray, self.items, self.gpu = ray, items, gpu
+    def __init__(
+        self, ray: Any, make: Callable[[], Any], items: Sequence[Any], gpu: bool, ordered: bool = True
+    ) -> None:
+        self.ray, self.items, self.gpu, self.ordered = ray, items, gpu, ordered
         self.make = ray.put(make)
         self.losses: Counter[int] = Counter()
         self.again: list[int] = []  # a heap
@@ -92,15 +99,18 @@ class _Crew:
         self.looked = float("-inf")
 
     def answers(self) -> Generator[tuple[int, Any], None, None]:
-        """Positions, in order, and results."""
+        """Positions and results."""
         done: dict[int, Any] = {}
+        notes = _Notes(len(self.items))
         try:
-            for position in range(len(self.items)):
-                while position not in done:
+            for count in range(len(self.items)):
+                while count not in done if self.ordered else not done:
                     if time.monotonic() >= self.looked + LOOK_SECONDS:
                         self._start()
-                    self._hand_out(position)
+                    self._hand_out(count)
                     done |= self._collect()
+                    notes.say(count)
+                position = count if self.ordered else next(iter(done))
                 answer = done.pop(position)
                 if isinstance(answer, _Broken):
                     raise ValueError(f"on a machine of the cluster: {answer.reason}")
@@ -120,15 +130,15 @@ class _Crew:
             worker = remote.remote(self.make, os.getcwd())
             self.starting[worker.ready.remote()] = worker
 
-    def _hand_out(self, position: int) -> None:
-        """Gives every worker something to do and something to do next; `position` is the first that is not done."""
+    def _hand_out(self, given: int) -> None:
+        """Gives every worker something to do and something to do next; results of `given` items are given away."""
         for held in (0, 1):
             for worker, orders in self.busy.items():
                 if len(orders) > held:
                     continue
                 if self.again:
                     number = heappop(self.again)
-                elif self.handed < min(len(self.items), position + AHEAD * len(self.busy)):
+                elif self.handed < min(len(self.items), given + AHEAD * len(self.busy)):
                     number, self.handed = self.handed, self.handed + 1
                 else:
                     return
@@ -275,12 +285,17 @@ def _check_answers(address: str) -> None:
         ) from None
 
 
-def _noted(answers: Iterator[tuple[int, Any]], total: int) -> Iterator[tuple[int, Any]]:
-    """Says from time to time how far it is, where no bar is shown."""
-    start = noted = time.monotonic()
-    for done, answer in enumerate(answers, 1):
-        yield answer
+class _Notes:
+    """Says from time to time how far it is, where no bar is shown, also while nothing gets done."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.start = total, time.monotonic()
+        self.noted = self.start
+
+    def say(self, done: int) -> None:
+        """To be called often, with the number of items that are done."""
         now = time.monotonic()
-        if now - noted > LOG_SECONDS and not sys.stderr.isatty():
-            print(f"stillmotion: {done} of {total}, {done / (now - start):.3g} a second", file=sys.stderr, flush=True)
-            noted = now
+        if now - self.noted > LOG_SECONDS and not sys.stderr.isatty():
+            rate = done / (now - self.start)
+            print(f"stillmotion: {done} of {self.total}, {rate:.3g} a second", file=sys.stderr, flush=True)
+            self.noted = now
