@@ -263,18 +263,22 @@ def test_a_ray_of_this_machine_has_a_token_of_its_own_and_others_have_theirs(mon
     assert "RAY_AUTH_TOKEN" not in os.environ
 
 
+@pytest.mark.parametrize("error", [ConnectionError("Failed to\nconnect"), Exception("raylet did not start")])
 @pytest.mark.parametrize("address", ["local", "head:6379"])
 @pytest.mark.usefixtures("no_token")
-def test_where_ray_does_not_answer_a_cluster_may_want_a_token(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = FakeModule(ConnectionError("Failed to connect"))
+def test_where_ray_does_not_answer_one_line_says_so_and_that_a_cluster_may_want_a_token(
+    address: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = FakeModule(error)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(clusters, "_check_answers", lambda address: None)
     with (
-        pytest.raises(ValueError, match=f"^cluster={address}: Ray does not answer") as error,
+        pytest.raises(ValueError, match=f"^cluster={address}: Ray does not answer") as raised,
         clusters.connected(address),
     ):
         pass
-    assert ("RAY_AUTH_MODE=token" in str(error.value)) == (address != "local")
+    assert ("RAY_AUTH_MODE=token" in str(raised.value)) == (address != "local")
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("address", ["local", "head:6379", "ray://head:10001", "head"])

@@ -251,7 +251,7 @@ def connected(address: str) -> Iterator[Any]:
         quiet["include_dashboard"] = False
     try:
         ray.init(address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+    except Exception as error:  # Ray raises that itself where its processes do not come up
         hint = "" if address == "local" else f"; {TOKEN_HINT}"
         raise ValueError(f"cluster={address}: Ray does not answer ({one_line(error)[:200]}{hint})") from None
     try:
