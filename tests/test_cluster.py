@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -261,6 +262,26 @@ def test_a_ray_of_this_machine_has_a_token_of_its_own_and_others_have_theirs(mon
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     clusters._take_own_token()
     assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+@pytest.mark.parametrize("failing", [False, True])
+@pytest.mark.usefixtures("no_token")
+def test_what_ray_writes_is_gone_afterwards(failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeModule(RuntimeError("no") if failing else None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    with tempfile.TemporaryDirectory(prefix="s-", dir="/tmp") as parent:
+        monkeypatch.setattr(tempfile, "tempdir", parent)
+        with contextlib.suppress(KeyboardInterrupt, ValueError), clusters.connected("local"):
+            folder = Path(ray.options["_temp_dir"])
+            (folder / "session").mkdir()
+            raise KeyboardInterrupt
+        assert Path(ray.options["_temp_dir"]).parent == Path(parent)
+        assert list(Path(parent).iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", f"/tmp/{'long' * 10}")
+    with contextlib.suppress(ValueError), clusters.connected("local"):
+        pass
+    assert "_temp_dir" not in ray.options, "sockets in it would have names that are too long"
 
 
 @pytest.mark.parametrize("error", [ConnectionError("Failed to\nconnect"), Exception("raylet did not start")])

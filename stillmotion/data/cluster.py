@@ -11,10 +11,11 @@ import os
 import secrets
 import socket
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
@@ -35,6 +36,8 @@ WORKERS_A_GPU = 4
 CONNECT_SECONDS = 20.0
 LOOK_SECONDS = 5.0
 """How often it is looked whether the cluster has grown."""
+PARENT_BYTES = 107 - len("/stillmotion-ray-12345678/session_2026-11-22_10-00-00_123456_1234567/sockets/plasma_store")
+"""Of a folder below which Ray's sockets can lie: the system allows 107 in all."""
 LOG_SECONDS = 60.0
 """Between lines on what is done, where no terminal shows a bar."""
 
@@ -247,17 +250,30 @@ def connected(address: str) -> Iterator[Any]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
     if address != "local":
         _check_answers(address)
-    if address == "local":
-        quiet["include_dashboard"] = False
-    try:
-        ray.init(address, **quiet)
-    except Exception as error:  # Ray raises that itself where its processes do not come up
-        hint = "" if address == "local" else f"; {TOKEN_HINT}"
-        raise ValueError(f"cluster={address}: Ray does not answer ({one_line(error)[:200]}{hint})") from None
-    try:
+    with ExitStack() as afterwards:
+        if address == "local":
+            quiet["include_dashboard"] = False
+            quiet |= {"_temp_dir": folder} if (folder := _own_folder(afterwards)) else {}
+        afterwards.callback(ray.shutdown)
+        try:
+            ray.init(address, **quiet)
+        except Exception as error:  # Ray raises that itself where its processes do not come up
+            hint = "" if address == "local" else f"; {TOKEN_HINT}"
+            raise ValueError(f"cluster={address}: Ray does not answer ({one_line(error)[:200]}{hint})") from None
         yield ray
-    finally:
-        ray.shutdown()
+
+
+def _own_folder(afterwards: ExitStack) -> str | None:
+    """A folder for what Ray writes, logs and spilled results, that is removed afterwards; Ray itself leaves it.
+
+    None where sockets in it would have names that are too long for the system: then Ray must take its own.
+    """
+    parent = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if len(os.fsencode(parent)) > PARENT_BYTES:
+        return None
+    # Processes that Ray has only just ended may still write.
+    folder = tempfile.TemporaryDirectory(prefix="stillmotion-ray-", dir=parent, ignore_cleanup_errors=True)
+    return afterwards.enter_context(folder)
 
 
 def _take_own_token() -> None:
