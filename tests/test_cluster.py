@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -262,6 +263,24 @@ def test_a_ray_of_this_machine_has_a_token_of_its_own_and_others_have_theirs(mon
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     clusters._take_own_token()
     assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_sigterm_stops_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeModule()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(clusters, "_check_answers", lambda address: None)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), clusters.connected("head:6379"):
+        signal.raise_signal(signal.SIGTERM)
+    assert not ray.is_on
+    assert signal.getsignal(signal.SIGTERM) == before
+    with ThreadPoolExecutor(1) as elsewhere:  # where no handler can be set
+
+        def connect() -> bool:
+            with clusters.connected("head:6379"):
+                return ray.is_on
+
+        assert elsewhere.submit(connect).result()
 
 
 @pytest.mark.parametrize("failing", [False, True])

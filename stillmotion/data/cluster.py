@@ -9,9 +9,11 @@ is lost again and again, wants all items in its memory at once, and takes pandas
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -251,6 +253,10 @@ def connected(address: str) -> Iterator[Any]:
     if address != "local":
         _check_answers(address)
     with ExitStack() as afterwards:
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main:
+            before = signal.getsignal(signal.SIGTERM)
+            afterwards.callback(signal.signal, signal.SIGTERM, signal.SIG_DFL if before is None else before)
         if address == "local":
             quiet["include_dashboard"] = False
             quiet |= {"_temp_dir": folder} if (folder := _own_folder(afterwards)) else {}
@@ -260,7 +266,14 @@ def connected(address: str) -> Iterator[Any]:
         except Exception as error:  # Ray raises that itself where its processes do not come up
             hint = "" if address == "local" else f"; {TOKEN_HINT}"
             raise ValueError(f"cluster={address}: Ray does not answer ({one_line(error)[:200]}{hint})") from None
+        if is_main:
+            signal.signal(signal.SIGTERM, _interrupt)  # Ray's own would end it in pages of its stack
         yield ray
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one shall not leave Ray's processes behind
+    raise KeyboardInterrupt
 
 
 def _own_folder(afterwards: ExitStack) -> str | None:
