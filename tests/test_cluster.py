@@ -229,7 +229,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 class FakeModule:
     """The module `ray` when it is asked to connect."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.error, self.options, self.environment = error, dict[str, Any](), dict[str, str]()
         self.is_on = False
 
@@ -274,6 +274,10 @@ def test_sigterm_stops_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.raise_signal(signal.SIGTERM)
     assert not ray.is_on
     assert signal.getsignal(signal.SIGTERM) == before
+    ray.error = SystemExit(15)  # of Ray's own handler, while it starts
+    with pytest.raises(KeyboardInterrupt), clusters.connected("head:6379"):
+        pass
+    ray.error = None
     with ThreadPoolExecutor(1) as elsewhere:  # where no handler can be set
 
         def connect() -> bool:

@@ -263,6 +263,8 @@ def connected(address: str) -> Iterator[Any]:
         afterwards.callback(ray.shutdown)
         try:
             ray.init(address, **quiet)
+        except SystemExit:  # Ray's own answer to SIGTERM
+            raise KeyboardInterrupt from None
         except Exception as error:  # Ray raises that itself where its processes do not come up
             hint = "" if address == "local" else f"; {TOKEN_HINT}"
             raise ValueError(f"cluster={address}: Ray does not answer ({one_line(error)[:200]}{hint})") from None
