@@ -189,6 +189,23 @@ def test_workers_are_started_where_a_cluster_grows(fake: Callable[[FakeRay], Non
     assert ray.most > 4
 
 
+def test_that_no_core_is_free_is_said_once(
+    fake: Callable[[FakeRay], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = FakeRay(0)
+    fake(ray)
+    monkeypatch.setattr(clusters, "WAIT_SECONDS", 0.0)
+    looks: list[int] = []
+
+    def resources() -> dict[str, float]:
+        looks.append(0)
+        return {"CPU": int(len(looks) > 20)}
+
+    monkeypatch.setattr(ray, "cluster_resources", resources)
+    assert len(list(map_items("local", upper, ["a"] * 5))) == 5
+    assert capsys.readouterr().err == "stillmotion: no free core in the cluster yet; waiting\n"
+
+
 def test_an_error_of_the_work_itself_ends_it_in_one_line(fake: Callable[[FakeRay], None]) -> None:
     fake(FakeRay(2))
     broken = clusters._Broken("ValueError: no such weights")

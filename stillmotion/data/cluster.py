@@ -42,6 +42,8 @@ PARENT_BYTES = 107 - len("/stillmotion-ray-12345678/session_2026-11-22_10-00-00_
 """Of a folder below which Ray's sockets can lie: the system allows 107 in all."""
 LOG_SECONDS = 60.0
 """Between lines on what is done, where no terminal shows a bar."""
+WAIT_SECONDS = 30.0
+"""Without any worker, after which it is said that no core is free."""
 
 TOKEN_HINT = "where it asks for a token: RAY_AUTH_MODE=token and the same ~/.ray/auth_token on every machine"
 
@@ -114,7 +116,7 @@ class _Crew:
                         self._start()
                     self._hand_out(count)
                     done |= self._collect()
-                    notes.say(count)
+                    notes.say(count, len(self.busy))
                 position = count if self.ordered else next(iter(done))
                 answer = done.pop(position)
                 if isinstance(answer, _Broken):
@@ -317,15 +319,24 @@ def _check_answers(address: str) -> None:
 
 
 class _Notes:
-    """Says from time to time how far it is, where no bar is shown, also while nothing gets done."""
+    """Says from time to time how far it is, where no bar is shown, also while nothing gets done; and why that may be.
+
+    Args:
+        total: Number of items.
+    """
 
     def __init__(self, total: int) -> None:
         self.total, self.start = total, time.monotonic()
-        self.noted = self.start
+        self.noted = self.manned = self.start
+        self.told = False
 
-    def say(self, done: int) -> None:
-        """To be called often, with the number of items that are done."""
+    def say(self, done: int, workers: int) -> None:
+        """To be called often, with the number of items that are done and of the workers that are there."""
         now = time.monotonic()
+        self.manned = now if workers else self.manned
+        if now - self.manned > WAIT_SECONDS and not self.told:
+            print("stillmotion: no free core in the cluster yet; waiting", file=sys.stderr, flush=True)
+            self.told = True
         if now - self.noted > LOG_SECONDS and not sys.stderr.isatty():
             rate = done / (now - self.start)
             print(f"stillmotion: {done} of {self.total}, {rate:.3g} a second", file=sys.stderr, flush=True)
