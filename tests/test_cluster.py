@@ -518,3 +518,57 @@ def test_a_machine_that_is_killed_costs_nothing(
     assert list(done.errors) == ["page.mp4"]
     assert result("pack", tmp_path / "here") == result("pack", tmp_path / "there")
     cluster.second = _add_node(cluster)
+
+
+def _left(mark: str) -> list[str]:
+    """Processes that have a variable of the environment from the command."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("no_token")
+def test_a_command_that_is_stopped_leaves_nothing_and_goes_on(
+    number: signal.Signals, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed; pip install 'stillmotion[cluster]'")
+    pack(table, tmp_path / "here", workers=0)
+    out, mark = tmp_path / "there", f"STILLMOTION_TEST={tmp_path}"
+    monkeypatch.setenv(*mark.split("="))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    )
+    command = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from stillmotion.data import pack; from tests.test_cluster import SlowPacker; pack.Packer = SlowPacker; "
+        "from stillmotion.__main__ import main; "
+        f"sys.exit(main(['pack', {str(table)!r}, '--output', {str(out)!r}, '--cluster', 'local']))"
+    )
+    with tempfile.TemporaryDirectory(prefix="s-", dir="/tmp") as parent:
+        monkeypatch.setenv("TMPDIR", parent)
+        with subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.PIPE, text=True) as driver:
+            deadline = time.monotonic() + 180.0
+            while not ((out / "index.jsonl").exists() and (out / "index.jsonl").stat().st_size):
+                assert driver.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            driver.send_signal(number)
+            said = driver.communicate(timeout=60.0)[1]
+        assert driver.returncode == 130
+        assert said == "stillmotion: interrupted; what was finished is kept, run the same command to go on\n"
+        assert 0 < len((out / "index.jsonl").read_text().splitlines()) < 8
+        deadline = time.monotonic() + 10.0
+        while _left(mark) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert _left(mark) == []
+        assert list(Path(parent).iterdir()) == []
+        assert subprocess.run([sys.executable, "-c", command], timeout=300.0).returncode == 1, "page.mp4 is a page"
+        assert list(Path(parent).iterdir()) == []
+    assert result("pack", tmp_path / "here") == result("pack", out)
