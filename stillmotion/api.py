@@ -907,6 +907,7 @@ def check(
     json: str | None = None,
     workers: int | None = None,
     cluster: str | None = None,
+    timeout: float = TIMEOUT_SECONDS,
     root: str | None = None,
 ) -> int:
     """Decodes every video of a table and says what is wrong with which.
@@ -918,11 +919,12 @@ def check(
         json: Also write the report to this file.
         workers: Processes (default: one a core).
         cluster: `local` or HOST:PORT: a Ray cluster that decodes on all its cores in their place.
+        timeout: Seconds after which a video is given up and counts as unreadable.
         root: Folder that the table's relative paths start from.
     """
     from stillmotion.data.check import check as run_check
 
-    return run_check(table, root=root, json=json, workers=workers, cluster=cluster)
+    return run_check(table, root=root, json=json, workers=workers, cluster=cluster, timeout=timeout)
 
 
 def split(

@@ -1,5 +1,6 @@
 """The command line: help, configuration files, one-line errors, exit codes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,11 @@ def test_data_check_tells_by_its_exit_code(
     (tmp_path / "b" / "2.mp4").write_bytes(b"nothing")
     assert main(["data", "check", str(tmp_path), "--workers", "1"]) == 1
     assert "2.mp4" in capsys.readouterr().out
+    os.mkfifo(tmp_path / "a" / "hangs.mp4")
+    table = tmp_path / "table.csv"
+    table.write_text("path,label\na/1.mp4,a\na/hangs.mp4,a\n")
+    assert main(["data", "check", str(table), "--workers", "1", "--timeout", "2"]) == 1
+    assert "unreadable: a/hangs.mp4 (line 3): no answer within 2 s" in capsys.readouterr().out
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,10 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +39,9 @@ class FakeRay:
     def __init__(self, cores: int, fate: Callable[[Any], bool] = lambda item: False) -> None:
         self.cores, self.fate, self.rng = cores, fate, random.Random(0)
         self.most = 0
+        self.hangs: Any = None
+        self.tired = 0
+        """Looks after which the item that hangs is given up."""
 
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": self.cores}
@@ -53,7 +58,12 @@ class FakeRay:
             held.setdefault(order.worker, []).append(order)
         assert max(map(len, held.values())) <= 2
         self.most = max(self.most, len(orders))
-        order = self.rng.choice([mine[0] for mine in held.values()])  # a worker does one after the other
+        ready = [mine[0] for mine in held.values()]  # a worker does one after the other
+        moving = [order for order in ready if order.item is None or order.item != self.hangs]
+        if not moving and self.tired:
+            self.tired -= 1
+            return [], orders
+        order = self.rng.choice(moving or ready)
         order.worker.dead |= order.item is not None and self.fate(order.item)
         return [order], [other for other in orders if other is not order]
 
@@ -124,6 +134,31 @@ def test_results_come_in_order_and_not_far_ahead(fake: Callable[[FakeRay], None]
     assert list(map_items("local", upper, [])) == []
 
 
+def test_without_an_order_one_that_hangs_holds_no_others_up(
+    fake: Callable[[FakeRay], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = FakeRay(3)
+    fake(ray)
+    ray.hangs = "item 5"
+    crew = clusters._Crew(ray, upper, [f"item {k}" for k in range(60)], gpu=False, ordered=False)
+    answers, found = crew.answers(), list[int]()
+    for position, answer in answers:
+        assert answer == f"ITEM {position}"
+        found.append(position)
+        assert crew.handed - len(found) <= AHEAD * 3 + 1
+        if len(found) == 58:
+            break
+    assert 5 not in found, "and one waits behind it"
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(clusters, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(ray, "tired", 20)
+    found += [position for position, _ in answers]
+    assert sorted(found) == list(range(60))
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("stillmotion: 58 of 60, ")
+    assert len(said) >= 20, "also while nothing gets done"
+
+
 def test_what_a_lost_worker_had_is_done_by_others_and_what_kills_all_is_given_up(
     fake: Callable[[FakeRay], None],
 ) -> None:
@@ -152,6 +187,23 @@ def test_workers_are_started_where_a_cluster_grows(fake: Callable[[FakeRay], Non
     ray.cores = 4
     assert len(list(answers)) == 25
     assert ray.most > 4
+
+
+def test_that_no_core_is_free_is_said_once(
+    fake: Callable[[FakeRay], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = FakeRay(0)
+    fake(ray)
+    monkeypatch.setattr(clusters, "WAIT_SECONDS", 0.0)
+    looks: list[int] = []
+
+    def resources() -> dict[str, float]:
+        looks.append(0)
+        return {"CPU": int(len(looks) > 20)}
+
+    monkeypatch.setattr(ray, "cluster_resources", resources)
+    assert len(list(map_items("local", upper, ["a"] * 5))) == 5
+    assert capsys.readouterr().err == "stillmotion: no free core in the cluster yet; waiting\n"
 
 
 def test_an_error_of_the_work_itself_ends_it_in_one_line(fake: Callable[[FakeRay], None]) -> None:
@@ -183,7 +235,115 @@ def test_an_item_that_kills_its_process_has_a_second_try_and_one_that_hangs_has_
     assert (tmp_path / "log").read_text().split() == ["a", "die", "die", "hang", "b"]
 
 
+@pytest.fixture
+def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No token of Ray in the environment, neither before nor after a test."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+class FakeModule:
+    """The module `ray` when it is asked to connect."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error, self.options, self.environment = error, dict[str, Any](), dict[str, str]()
+        self.is_on = False
+
+    def is_initialized(self) -> bool:
+        return self.is_on
+
+    def init(self, address: str, **options: Any) -> None:
+        self.options, self.environment = options, dict(os.environ)
+        if self.error is not None:
+            raise self.error
+        self.is_on = True
+
+    def shutdown(self) -> None:
+        self.is_on = False
+
+
+@pytest.mark.usefixtures("no_token")
+def test_a_ray_of_this_machine_has_a_token_of_its_own_and_others_have_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeModule()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(clusters, "_check_answers", lambda address: None)
+    with clusters.connected("head:6379"):
+        assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & ray.environment.keys()
+    with clusters.connected("local"):
+        assert len(ray.environment["RAY_AUTH_TOKEN"]) == 64
+        assert "RAY_AUTH_MODE" not in ray.environment, "that was read when Ray was imported"
+    monkeypatch.delitem(sys.modules, "ray")
+    clusters._take_own_token()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    clusters._take_own_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_sigterm_stops_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeModule()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(clusters, "_check_answers", lambda address: None)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), clusters.connected("head:6379"):
+        signal.raise_signal(signal.SIGTERM)
+    assert not ray.is_on
+    assert signal.getsignal(signal.SIGTERM) == before
+    ray.error = SystemExit(15)  # of Ray's own handler, while it starts
+    with pytest.raises(KeyboardInterrupt), clusters.connected("head:6379"):
+        pass
+    ray.error = None
+    with ThreadPoolExecutor(1) as elsewhere:  # where no handler can be set
+
+        def connect() -> bool:
+            with clusters.connected("head:6379"):
+                return ray.is_on
+
+        assert elsewhere.submit(connect).result()
+
+
+@pytest.mark.parametrize("failing", [False, True])
+@pytest.mark.usefixtures("no_token")
+def test_what_ray_writes_is_gone_afterwards(failing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeModule(RuntimeError("no") if failing else None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    with tempfile.TemporaryDirectory(prefix="s-", dir="/tmp") as parent:
+        monkeypatch.setattr(tempfile, "tempdir", parent)
+        with contextlib.suppress(KeyboardInterrupt, ValueError), clusters.connected("local"):
+            folder = Path(ray.options["_temp_dir"])
+            (folder / "session").mkdir()
+            raise KeyboardInterrupt
+        assert Path(ray.options["_temp_dir"]).parent == Path(parent)
+        assert list(Path(parent).iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", f"/tmp/{'long' * 10}")
+    with contextlib.suppress(ValueError), clusters.connected("local"):
+        pass
+    assert "_temp_dir" not in ray.options, "sockets in it would have names that are too long"
+
+
+@pytest.mark.parametrize("error", [ConnectionError("Failed to\nconnect"), Exception("raylet did not start")])
+@pytest.mark.parametrize("address", ["local", "head:6379"])
+@pytest.mark.usefixtures("no_token")
+def test_where_ray_does_not_answer_one_line_says_so_and_that_a_cluster_may_want_a_token(
+    address: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = FakeModule(error)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(clusters, "_check_answers", lambda address: None)
+    with (
+        pytest.raises(ValueError, match=f"^cluster={address}: Ray does not answer") as raised,
+        clusters.connected(address),
+    ):
+        pass
+    assert ("RAY_AUTH_MODE=token" in str(raised.value)) == (address != "local")
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("address", ["local", "head:6379", "ray://head:10001", "head"])
+@pytest.mark.usefixtures("no_token")
 def test_without_ray_or_an_address_one_line_says_what_to_do(
     address: str, tiny_table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -358,3 +518,57 @@ def test_a_machine_that_is_killed_costs_nothing(
     assert list(done.errors) == ["page.mp4"]
     assert result("pack", tmp_path / "here") == result("pack", tmp_path / "there")
     cluster.second = _add_node(cluster)
+
+
+def _left(mark: str) -> list[str]:
+    """Processes that have a variable of the environment from the command."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("no_token")
+def test_a_command_that_is_stopped_leaves_nothing_and_goes_on(
+    number: signal.Signals, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed; pip install 'stillmotion[cluster]'")
+    pack(table, tmp_path / "here", workers=0)
+    out, mark = tmp_path / "there", f"STILLMOTION_TEST={tmp_path}"
+    monkeypatch.setenv(*mark.split("="))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    )
+    command = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from stillmotion.data import pack; from tests.test_cluster import SlowPacker; pack.Packer = SlowPacker; "
+        "from stillmotion.__main__ import main; "
+        f"sys.exit(main(['pack', {str(table)!r}, '--output', {str(out)!r}, '--cluster', 'local']))"
+    )
+    with tempfile.TemporaryDirectory(prefix="s-", dir="/tmp") as parent:
+        monkeypatch.setenv("TMPDIR", parent)
+        with subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.PIPE, text=True) as driver:
+            deadline = time.monotonic() + 180.0
+            while not ((out / "index.jsonl").exists() and (out / "index.jsonl").stat().st_size):
+                assert driver.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            driver.send_signal(number)
+            said = driver.communicate(timeout=60.0)[1]
+        assert driver.returncode == 130
+        assert said == "stillmotion: interrupted; what was finished is kept, run the same command to go on\n"
+        assert 0 < len((out / "index.jsonl").read_text().splitlines()) < 8
+        deadline = time.monotonic() + 10.0
+        while _left(mark) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert _left(mark) == []
+        assert list(Path(parent).iterdir()) == []
+        assert subprocess.run([sys.executable, "-c", command], timeout=300.0).returncode == 1, "page.mp4 is a page"
+        assert list(Path(parent).iterdir()) == []
+    assert result("pack", tmp_path / "here") == result("pack", out)

@@ -139,7 +139,7 @@ def check_table(
     found = (
         run_apart(look, paths, workers=workers or _num_cores(), timeout=timeout)
         if cluster is None
-        else map_apart(cluster, look, paths, timeout=timeout)
+        else map_apart(cluster, look, paths, timeout=timeout, ordered=False)
     )
     with progress_bar(shown=progress) as bar:
         task = bar.add_task("decoding", total=len(paths))
@@ -166,7 +166,7 @@ def look(path: str) -> Examination | str:
 
 def check(
     table: str, *, root: str | None = None, json: str | None = None, workers: int | None = None, target: str = "label",
-    cluster: str | None = None,
+    timeout: float = TIMEOUT_SECONDS, cluster: str | None = None,
 ) -> int:  # fmt: skip
     """Decodes every file of a table and reports what is in it and what is wrong.
 
@@ -176,6 +176,7 @@ def check(
         json: Also write the report to this file.
         workers: Processes; default: one a core.
         target: Column to count classes of.
+        timeout: See `check_table`.
         cluster: See `check_table`.
 
     Returns:
@@ -184,7 +185,7 @@ def check(
     console = Console(highlight=False)
     try:
         rows = read_table(table, root=root, check_files=False)
-        report = check_table(rows, workers=workers, target=target, cluster=cluster)
+        report = check_table(rows, workers=workers, target=target, timeout=timeout, cluster=cluster)
     except TableError as error:
         console.print(str(error), markup=False, soft_wrap=True)
         if json:

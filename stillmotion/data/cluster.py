@@ -8,12 +8,16 @@ is lost again and again, wants all items in its memory at once, and takes pandas
 
 import logging
 import os
+import secrets
+import signal
 import socket
 import sys
+import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
@@ -34,14 +38,21 @@ WORKERS_A_GPU = 4
 CONNECT_SECONDS = 20.0
 LOOK_SECONDS = 5.0
 """How often it is looked whether the cluster has grown."""
+PARENT_BYTES = 107 - len("/stillmotion-ray-12345678/session_2026-11-22_10-00-00_123456_1234567/sockets/plasma_store")
+"""Of a folder below which Ray's sockets can lie: the system allows 107 in all."""
 LOG_SECONDS = 60.0
 """Between lines on what is done, where no terminal shows a bar."""
+WAIT_SECONDS = 30.0
+"""Without any worker, after which it is said that no core is free."""
+
+TOKEN_HINT = "where it asks for a token: RAY_AUTH_MODE=token and the same ~/.ray/auth_token on every machine"
 
 
 def map_apart(
-    address: str, function: Callable[[Item], Result], items: Sequence[Item], *, timeout: float, gpu: bool = False
-) -> Iterator[tuple[int, Result | Failure]]:
-    """`pool.run_apart` over a cluster: yields each item's position with its result, in their order.
+    address: str, function: Callable[[Item], Result], items: Sequence[Item], *, timeout: float, gpu: bool = False,
+    ordered: bool = True,
+) -> Iterator[tuple[int, Result | Failure]]:  # fmt: skip
+    """`pool.run_apart` over a cluster: yields each item's position with its result.
 
     Args:
         address: See `map_items`.
@@ -49,14 +60,16 @@ def map_apart(
         items: What to call it with.
         timeout: Seconds after which an item is given up and its process is ended.
         gpu: See `map_items`.
+        ordered: See `map_items`.
     """
-    return map_items(address, partial(Apart, function, timeout), items, gpu=gpu)
+    return map_items(address, partial(Apart, function, timeout), items, gpu=gpu, ordered=ordered)
 
 
 def map_items(
-    address: str, make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], *, gpu: bool = False
-) -> Iterator[tuple[int, Result | Failure]]:
-    """Yields each item's position with its result, in their order; every core of the cluster has a worker.
+    address: str, make: Callable[[], Callable[[Item], Result]], items: Sequence[Item], *, gpu: bool = False,
+    ordered: bool = True,
+) -> Iterator[tuple[int, Result | Failure]]:  # fmt: skip
+    """Yields each item's position with its result; every core of the cluster has a worker.
 
     Args:
         address: `local` starts Ray on this machine for as long as this takes; HOST:PORT is the head of a cluster that
@@ -64,21 +77,25 @@ def map_items(
         make: Called once by each worker, in this process's folder; gives what is called with the items. Pickled.
         items: Pickled.
         gpu: Whether workers take a share of a GPU where the cluster has some.
+        ordered: Whether results come in the order of the items. Then one that hangs lets the others go on only a
+            little further; without, only what it occupies itself stands still.
 
     Raises:
         ValueError: Ray is missing or does not answer, or `make` or what it gave raised an error.
     """
     if not items:
         return
-    with connected(address) as ray, closing(_Crew(ray, make, items, gpu).answers()) as answers:
-        yield from _noted(answers, len(items))
+    with connected(address) as ray, closing(_Crew(ray, make, items, gpu, ordered).answers()) as answers:
+        yield from answers
 
 
 class _Crew:
     """The workers, seen from here: who is at what, and what is to be done again."""
 
-    def __init__(self, ray: Any, make: Callable[[], Any], items: Sequence[Any], gpu: bool) -> None:
-        self.ray, self.items, self.gpu = ray, items, gpu
+    def __init__(
+        self, ray: Any, make: Callable[[], Any], items: Sequence[Any], gpu: bool, ordered: bool = True
+    ) -> None:
+        self.ray, self.items, self.gpu, self.ordered = ray, items, gpu, ordered
         self.make = ray.put(make)
         self.losses: Counter[int] = Counter()
         self.again: list[int] = []  # a heap
@@ -89,15 +106,18 @@ class _Crew:
         self.looked = float("-inf")
 
     def answers(self) -> Generator[tuple[int, Any], None, None]:
-        """Positions, in order, and results."""
+        """Positions and results."""
         done: dict[int, Any] = {}
+        notes = _Notes(len(self.items))
         try:
-            for position in range(len(self.items)):
-                while position not in done:
+            for count in range(len(self.items)):
+                while count not in done if self.ordered else not done:
                     if time.monotonic() >= self.looked + LOOK_SECONDS:
                         self._start()
-                    self._hand_out(position)
+                    self._hand_out(count)
                     done |= self._collect()
+                    notes.say(count, len(self.busy))
+                position = count if self.ordered else next(iter(done))
                 answer = done.pop(position)
                 if isinstance(answer, _Broken):
                     raise ValueError(f"on a machine of the cluster: {answer.reason}")
@@ -117,15 +137,15 @@ class _Crew:
             worker = remote.remote(self.make, os.getcwd())
             self.starting[worker.ready.remote()] = worker
 
-    def _hand_out(self, position: int) -> None:
-        """Gives every worker something to do and something to do next; `position` is the first that is not done."""
+    def _hand_out(self, given: int) -> None:
+        """Gives every worker something to do and something to do next; results of `given` items are given away."""
         for held in (0, 1):
             for worker, orders in self.busy.items():
                 if len(orders) > held:
                     continue
                 if self.again:
                     number = heappop(self.again)
-                elif self.handed < min(len(self.items), position + AHEAD * len(self.busy)):
+                elif self.handed < min(len(self.items), given + AHEAD * len(self.busy)):
                     number, self.handed = self.handed, self.handed + 1
                 else:
                     return
@@ -222,6 +242,8 @@ def connected(address: str) -> Iterator[Any]:
     # Read by what Ray starts. Its watch over memory ends whole workers; the system ends the process that took it.
     for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_memory_monitor_refresh_ms", "0")):
         os.environ.setdefault(name, value)
+    if address == "local":
+        _take_own_token()
     try:
         import ray
     except ModuleNotFoundError:
@@ -232,16 +254,55 @@ def connected(address: str) -> Iterator[Any]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
     if address != "local":
         _check_answers(address)
-    if address == "local":
-        quiet["include_dashboard"] = False
-    try:
-        ray.init(address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-        raise ValueError(f"cluster={address}: Ray does not answer ({one_line(error)[:200]})") from None
-    try:
+    with ExitStack() as afterwards:
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main:
+            before = signal.getsignal(signal.SIGTERM)
+            afterwards.callback(signal.signal, signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        if address == "local":
+            quiet["include_dashboard"] = False
+            quiet |= {"_temp_dir": folder} if (folder := _own_folder(afterwards)) else {}
+        afterwards.callback(ray.shutdown)
+        try:
+            ray.init(address, **quiet)
+        except SystemExit:  # Ray's own answer to SIGTERM
+            raise KeyboardInterrupt from None
+        except Exception as error:  # Ray raises that itself where its processes do not come up
+            hint = "" if address == "local" else f"; {TOKEN_HINT}"
+            raise ValueError(f"cluster={address}: Ray does not answer ({one_line(error)[:200]}{hint})") from None
+        if is_main:
+            signal.signal(signal.SIGTERM, _interrupt)  # Ray's own would end it in pages of its stack
         yield ray
-    finally:
-        ray.shutdown()
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one shall not leave Ray's processes behind
+    raise KeyboardInterrupt
+
+
+def _own_folder(afterwards: ExitStack) -> str | None:
+    """A folder for what Ray writes, logs and spilled results, that is removed afterwards; Ray itself leaves it.
+
+    None where sockets in it would have names that are too long for the system: then Ray must take its own.
+    """
+    parent = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if len(os.fsencode(parent)) > PARENT_BYTES:
+        return None
+    # Processes that Ray has only just ended may still write.
+    folder = tempfile.TemporaryDirectory(prefix="stillmotion-ray-", dir=parent, ignore_cleanup_errors=True)
+    return afterwards.enter_context(folder)
+
+
+def _take_own_token() -> None:
+    """A Ray that is started here takes orders from this process alone, and leaves no token behind.
+
+    Without one of its own it would write `~/.ray/auth_token`, after which every `ray start --head` asks for it.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if "ray" not in sys.modules:  # an imported Ray has read it, and sets it itself when it starts
+        os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def _check_answers(address: str) -> None:
@@ -257,12 +318,26 @@ def _check_answers(address: str) -> None:
         ) from None
 
 
-def _noted(answers: Iterator[tuple[int, Any]], total: int) -> Iterator[tuple[int, Any]]:
-    """Says from time to time how far it is, where no bar is shown."""
-    start = noted = time.monotonic()
-    for done, answer in enumerate(answers, 1):
-        yield answer
+class _Notes:
+    """Says from time to time how far it is, where no bar is shown, also while nothing gets done; and why that may be.
+
+    Args:
+        total: Number of items.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self.start = total, time.monotonic()
+        self.noted = self.manned = self.start
+        self.told = False
+
+    def say(self, done: int, workers: int) -> None:
+        """To be called often, with the number of items that are done and of the workers that are there."""
         now = time.monotonic()
-        if now - noted > LOG_SECONDS and not sys.stderr.isatty():
-            print(f"stillmotion: {done} of {total}, {done / (now - start):.3g} a second", file=sys.stderr, flush=True)
-            noted = now
+        self.manned = now if workers else self.manned
+        if now - self.manned > WAIT_SECONDS and not self.told:
+            print("stillmotion: no free core in the cluster yet; waiting", file=sys.stderr, flush=True)
+            self.told = True
+        if now - self.noted > LOG_SECONDS and not sys.stderr.isatty():
+            rate = done / (now - self.start)
+            print(f"stillmotion: {done} of {self.total}, {rate:.3g} a second", file=sys.stderr, flush=True)
+            self.noted = now

@@ -114,7 +114,7 @@ def _answers(
     """Position and answer of each sample, as they come."""
     if cluster is not None:
         gpu = store.settings.method in RAFT and store.device != "cpu"
-        return map_apart(cluster, partial(_work, store), todo, timeout=timeout, gpu=gpu)
+        return map_apart(cluster, partial(_work, store), todo, timeout=timeout, gpu=gpu, ordered=False)
     if workers:
         return run_apart(partial(_work, store), todo, workers=workers, timeout=timeout)
     return ((position, _add(store, sample)) for position, sample in enumerate(todo))
