@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stillmotion.calibration import check_cascade, confidence
 from stillmotion.data.table import Sample, Table
-from stillmotion.predictions import Predictions
+from stillmotion.predictions import Predictions, common
 from stillmotion.results import COSTS, Row, make_row, write_atomic
 from stillmotion.tasks import Targets, Task
 from stillmotion.view import View
@@ -101,9 +101,7 @@ def pair_of(task: Task, student: Predictions, teacher: Predictions, other: Task)
         ValueError: They tell of a score, or no sample has a label that both could read.
     """
     check_cascade(task, other)
-    places = {name: i for i, name in enumerate(teacher.ids)}
-    mine = [i for i, name in enumerate(student.ids) if name in places]
-    theirs = [places[student.ids[i]] for i in mine]
+    mine, theirs = common(student, teacher)
     targets = student.targets[mine]
     if not len(mine) or not task.labelled(targets).any():
         raise ValueError("cascade: no sample with a label could be read by both networks")

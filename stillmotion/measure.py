@@ -22,8 +22,8 @@ from stillmotion.metrics import feature_means, hallucination_r2
 from stillmotion.models.cost import count_video_cost
 from stillmotion.models.encoder import Encoder
 from stillmotion.networks import TorchNetwork
-from stillmotion.predictions import Predictions, collect, predict_table
-from stillmotion.protocols.pooling import TINY, Pooling
+from stillmotion.predictions import Predictions, collect, common, predict_table
+from stillmotion.protocols.pooling import TINY, Pooling, sigmoid
 from stillmotion.results import Row, make_row
 from stillmotion.stopwatch import Stopwatch
 from stillmotion.tasks import Targets, Task
@@ -184,9 +184,7 @@ def distance(student: Predictions, teacher: Predictions, reference: Predictions 
         of the same width as the teacher's feature, `feature_mse`, the mean squared distance of the two squashed by a
         sigmoid; and where it hallucinates, `hallucinated_r2` and `hallucinated_r2_within_class`.
     """
-    places = {name: i for i, name in enumerate(teacher.ids)}
-    mine = [i for i, name in enumerate(student.ids) if name in places]
-    theirs = [places[student.ids[i]] for i in mine]
+    mine, theirs = common(student, teacher)
     same = task.choices(student.logits[mine]) == task.choices(teacher.logits[theirs])
     result = {"agreement": float(same.mean())} if same.size else {}
     guess = student.outputs.get("hallucinated", student.outputs.get("embedding"))
@@ -194,7 +192,7 @@ def distance(student: Predictions, teacher: Predictions, reference: Predictions 
     if guess is None or field is None or not mine:
         return result
     guess, target = guess[mine], teacher.outputs[field][theirs]
-    result["feature_mse"] = float(np.mean((_sigmoid(guess) - _sigmoid(target)) ** 2))
+    result["feature_mse"] = float(np.mean((sigmoid(guess) - sigmoid(target)) ** 2))
     if "hallucinated" in student.outputs and reference is not None:
         result |= explained(guess, target, student.targets[mine], reference.outputs[field], reference.targets, task)
     return result
@@ -206,10 +204,6 @@ def _matching(teacher: Predictions, guess: Array | None) -> str | None:
         return None
     fields = ("embedding", "moment_logits")
     return next((f for f in fields if f in teacher.outputs and teacher.outputs[f].shape[1:] == guess.shape[1:]), None)
-
-
-def _sigmoid(x: Array) -> Array:
-    return np.asarray(1.0 / (1.0 + np.exp(-x)), np.float32)
 
 
 def explained(

@@ -49,6 +49,13 @@ class Predictions:
     faults: dict[str, str] = field(default_factory=dict)
 
 
+def common(one: Predictions, other: Predictions) -> tuple[list[int], list[int]]:
+    """Places, in each, of the samples that both networks could read."""
+    places = {name: i for i, name in enumerate(other.ids)}
+    mine = [i for i, name in enumerate(one.ids) if name in places]
+    return mine, [places[one.ids[i]] for i in mine]
+
+
 def predict_table(
     encoder: "Encoder",
     table: Table,

@@ -73,3 +73,10 @@ def write_table(folder: Path, make_video: MakeVideo, *, train: int, test: int, n
 def tiny_table(tmp_path: Path, make_video: MakeVideo) -> Path:
     """Two classes, five training and two test videos of 20 frames."""
     return write_table(tmp_path, make_video, train=5, test=2, num_frames=20)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings draw no curves and write no page, which is half of what a small one takes."""
+    for name in ("report_safely", "draw_curves"):
+        monkeypatch.setattr(f"stillmotion.train.{name}", lambda *_: None)

@@ -41,6 +41,8 @@ from stillmotion.tasks import (
 from stillmotion.trials import make_folds, run_baseline_fold
 from tests.conftest import MakeVideo
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SCORE = Score("points", low=0.0, high=20.0, offset=10.0, scale=4.0)
 JOINT = Joint(
     (Classification(("pike", "tuck"), "position"), MultiLabel(("a", "b"), "tags"), SCORE), (1.0, 1.0, 0.5)

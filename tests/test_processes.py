@@ -20,6 +20,7 @@ from torch import nn
 
 from stillmotion import callbacks
 from stillmotion.__main__ import main
+from stillmotion.compare import PRELOAD
 from stillmotion.config import OptimConfig, TrainerConfig
 from stillmotion.data.loader import EpochBatches
 from stillmotion.jobs import Job
@@ -102,12 +103,13 @@ def die_at_step_5(rank: int) -> None:
 def together(
     arguments: Sequence[str], folder: Path, before: Callable[[int], None] = nothing, world: int = 2
 ) -> list[tuple[int | None, str]]:
-    """Exit code and output of each process; they share what is imported here, so that they start at once."""
+    """Exit code and output of each process; they share what their server has imported, so that they start at once."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     logs = [folder / f"rank{rank}.log" for rank in range(world)]
-    context = multiprocessing.get_context("spawn")  # torch refuses to train in forks of what has trained
+    context = multiprocessing.get_context("forkserver")  # torch refuses to train in forks of what has trained
+    context.set_forkserver_preload(list(PRELOAD))  # as comparisons, whose server it is
     workers = [context.Process(target=_enter, args=(rank, world, port, log, arguments, before))
                for rank, log in enumerate(logs)]  # fmt: skip
     for worker in workers:

@@ -21,6 +21,8 @@ from stillmotion.view import NO_DRAW, Draw, View
 from stillmotion.window import live_view, span
 from tests.conftest import MakeVideo
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SIX = "{size: 32, num_moments: 6, moment: spaced, spacing: 4, lead: 24, jitter: 1, outside: true}"
 CLIPS = "{size: 32, num_frames: 4, num_moments: 6, moment: spaced, spacing: 4, lead: 24, jitter: 1, outside: true}"
 

@@ -26,6 +26,8 @@ from stillmotion.tasks import Classification, MultiLabel, make_task, task_from_d
 from stillmotion.train import train
 from tests.conftest import MakeVideo
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TASK = MultiLabel(("jump", "run", "sit"), "tags")
 
 

@@ -33,6 +33,13 @@ HALLUCINATE = MethodConfig(name="hallucinate", options={"weight": 5.0})
 COLOURS = ("blue", "green", "red")
 
 
+@pytest.fixture(autouse=True)
+def most_are_undrawn(request: pytest.FixtureRequest) -> None:
+    """All but the one that looks at everything in the folder."""
+    if request.function is not test_a_run_from_the_table_to_the_folder:
+        request.getfixturevalue("undrawn")
+
+
 @pytest.fixture
 def table(tmp_path: Path, make_video: MakeVideo) -> Path:
     """18 training and 6 test videos, of which the colour is the class; one of each split is no video."""

@@ -142,14 +142,32 @@ class Method(nn.Module):
             batch: `role/view` tensors (B, N, ...), `target` (B,), `index` (B,).
 
         Returns:
-            `loss` (scalar, for the optimiser), every part as `<part>_loss` *before* its weight, and the student's
-            `logits` (B, num_classes).
+            `loss` (scalar, for the optimiser), the parts of `teach` and `task_loss` *before* their weights, and the
+            student's `logits` (B, num_classes).
         """
-        raise NotImplementedError
+        out = self.student.from_batch(batch, "student")
+        parts = {"task_loss": self.task.loss(out["logits"], batch["target"]), **self.teach(out, batch)}
+        scales = {name: weight if name == "task_loss" else self.factor() * weight
+                  for name, weight in self.weights().items()}  # fmt: skip
+        weighted = [scale * parts[name] for name, scale in scales.items() if name in parts]
+        return {"loss": sum(weighted[1:], weighted[0]), **parts, "logits": out["logits"]}
+
+    def teach(self, out: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """What a method adds to the task: every part as `<part>_loss`; nothing for a batch that teaches nothing.
+
+        Args:
+            out: Of the student.
+            batch: As of `forward`.
+        """
+        return {}
 
     def weights(self) -> dict[str, float]:
         """Weight of every `<part>_loss` in `loss`."""
         return {"task_loss": 1.0}
+
+    def factor(self) -> float:
+        """By how much a schedule lowers the weights of all parts but the task now."""
+        return 1.0
 
 
 class Distillation(Method):

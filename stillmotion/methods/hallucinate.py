@@ -248,19 +248,13 @@ class Hallucinate(Distillation):
             return views
         return {k: replace(v, stride=0) if k.startswith("teacher/") else v for k, v in views.items()}
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """As `Method.forward`; also `hallucinated` and the teacher's `hallucination_target`, (B, N, D), detached."""
-        out = self.student.from_batch(batch, "student")
-        task_loss = self.task.loss(out["logits"], batch["target"])
+    def teach(self, out: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """As `Method.teach`; also `hallucinated` and the teacher's `hallucination_target`, (B, N, D), detached."""
         if not self.weight:
-            return {"loss": self.task_weight * task_loss, "task_loss": task_loss, "logits": out["logits"]}
+            return {}
         target = feature_of(self.outputs_of("teacher", batch), self.target)
-        feature_loss = self._feature_loss(out["hallucinated"], target, batch["index"])
         return {
-            "loss": self.task_weight * task_loss + self.weight * feature_loss,
-            "task_loss": task_loss,
-            "hallucination_loss": feature_loss,
-            "logits": out["logits"],
+            "hallucination_loss": self._feature_loss(out["hallucinated"], target, batch["index"]),
             "hallucinated": out["hallucinated"].detach(),
             "hallucination_target": target,
         }

@@ -60,23 +60,18 @@ class GuessFlow(Distillation):
     def needs_live(cls, options: Mapping[str, Any]) -> bool:
         return True
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        out = self.student.from_batch(batch, "student")
-        task_loss = self.task.loss(out["logits"], batch["target"])
-        result = {"loss": self.task_weight * task_loss, "task_loss": task_loss, "logits": out["logits"]}
+    def teach(self, out: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         if "teacher" not in self.encoders:
-            return result
+            return {}
         teacher = self.encoder("teacher")
         ((name, view),) = teacher.views.items()
         true = prepare(batch[f"teacher/{name}"].flatten(0, 1), view)
         guessed = out["flow"].flatten(0, 1)
-        result["flow_loss"] = F.mse_loss(guessed.float(), true.float())
-        result["loss"] = result["loss"] + self.weight * result["flow_loss"]
+        parts = {"flow_loss": F.mse_loss(guessed.float(), true.float())}
         if self.content_weight:
             wanted = self.outputs_of("teacher", batch)["embedding"].flatten(0, 1)
-            result["content_loss"] = F.mse_loss(teacher.forward_views(guessed)["embedding"].float(), wanted.float())
-            result["loss"] = result["loss"] + self.content_weight * result["content_loss"]
-        return result
+            parts["content_loss"] = F.mse_loss(teacher.forward_views(guessed)["embedding"].float(), wanted.float())
+        return parts
 
     def weights(self) -> dict[str, float]:
         parts = {"task_loss": self.task_weight}

@@ -113,15 +113,12 @@ class LogitDistillation(Distillation):
                 f"the teacher gives {teacher.num_classes} logits, the student {self.student.num_classes}; {remedy}"
             )
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        out = self.student.from_batch(batch, "student")
-        task_loss = self.task.loss(out["logits"], batch["target"])
-        result = {"loss": self.task_weight * task_loss, "task_loss": task_loss, "logits": out["logits"]}
-        if self.weight:
-            teacher_logits = self.outputs_of("teacher", batch)["logits"]
-            loss = task_distillation(out["logits"], teacher_logits, self.task, temperature=self.temperature)
-            result |= {"loss": result["loss"] + self.weight * loss, "distillation_loss": loss}
-        return result
+    def teach(self, out: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        if not self.weight:
+            return {}
+        taught = self.outputs_of("teacher", batch)["logits"]
+        loss = task_distillation(out["logits"], taught, self.task, temperature=self.temperature)
+        return {"distillation_loss": loss}
 
     def weights(self) -> dict[str, float]:
         parts = {"task_loss": self.task_weight}

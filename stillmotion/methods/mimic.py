@@ -110,30 +110,24 @@ class Mimic(Distillation):
     def needs_live(cls, options: Mapping[str, Any]) -> bool:
         return bool((options.get("relation") or cls.defaults["relation"]) != "none")
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        out = self.student.from_batch(batch, "student")
-        task_loss = self.task.loss(out["logits"], batch["target"])
-        result = {"loss": self.task_weight * task_loss, "task_loss": task_loss, "logits": out["logits"]}
+    def teach(self, out: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         if "teacher" not in self.encoders:
-            return result
-        taught = self.outputs_of("teacher", batch)
+            return {}
+        taught, parts = self.outputs_of("teacher", batch), dict[str, Tensor]()
         if self.control == "shuffled":
             if len(batch["index"]) == 1:
-                return result
+                return {}
             order = shuffled_order(batch["index"])
             taught = {name: value[order] for name, value in taught.items()}
         if self.weight:
-            result["mimic_loss"] = F.mse_loss(self._guess(out), self._wanted(taught))
-            result["loss"] = result["loss"] + self.factor() * self.weight * result["mimic_loss"]
+            parts["mimic_loss"] = F.mse_loss(self._guess(out), self._wanted(taught))
         if self.relation_weight:
             maps = [(out[a], taught[b]) for a, b in zip(self.layers, self.teacher_layers, strict=True)]
-            parts = [relation_loss(s.flatten(0, 1), t.flatten(0, 1), self.relation) for s, t in maps]
-            result["relation_loss"] = sum(parts[1:], parts[0])
-            result["loss"] = result["loss"] + self.factor() * self.relation_weight * result["relation_loss"]
-        return result
+            each = [relation_loss(s.flatten(0, 1), t.flatten(0, 1), self.relation) for s, t in maps]
+            parts["relation_loss"] = sum(each[1:], each[0])
+        return parts
 
     def factor(self) -> float:
-        """By how much the schedule lowers the weights now."""
         if self.schedule == "constant":
             return 1.0
         fallen = 0.5 - 0.5 * math.cos(math.pi * self.progress)

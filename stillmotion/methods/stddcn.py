@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from stillmotion.methods.base import Method
@@ -108,15 +107,11 @@ class Stddcn(Method):
     def learns_unlabelled(self) -> bool:
         return self.mu > 0.0
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        out = self.student.from_batch(batch, "student")
-        parts = {"task_loss": self.task.loss(out["logits"], batch["target"])}
-        for stream in STREAMS:
-            parts[f"{stream}_loss"] = self.task.loss(out[f"logits_{stream}"], batch["target"])
+    def teach(self, out: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        parts = {f"{stream}_loss": self.task.loss(out[f"logits_{stream}"], batch["target"]) for stream in STREAMS}
         if self.mu:
             parts |= {f"{stream}_distillation_loss": self._distillation(stream, out, batch) for stream in STREAMS}
-        weighted = [weight * parts[name] for name, weight in self.weights().items()]
-        return {"loss": torch.stack(weighted).sum(), **parts, "logits": out["logits"]}
+        return parts
 
     def _distillation(self, stream: str, out: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """How far a stream's soft labels are from its teacher's."""

@@ -17,6 +17,8 @@ from stillmotion.run import Run
 from stillmotion.tasks import Classification
 from stillmotion.train import train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 NET: dict[str, Any] = {"name": "resnet3d_10", "options": {"width": 4}}
 RGB = ModelConfig(**NET, view={"size": 16, "num_frames": 4})
 FLOW = ModelConfig(**NET, view={"kind": "flow", "size": 16, "num_frames": 4})

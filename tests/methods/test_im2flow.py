@@ -17,6 +17,8 @@ from stillmotion.models import create_model
 from stillmotion.models.im2flow import FlowDecoder, Im2Flow
 from stillmotion.tasks import Classification
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TASK = Classification(("a", "b"))
 FRAME: dict[str, Any] = {"name": "timm/test_resnet", "view": {"size": 64}}
 FLOW: dict[str, Any] = {"name": "resnet3d_10", "width": 4, "view": {"kind": "flow", "size": 32, "num_frames": 4}}
