@@ -14,6 +14,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,29 +68,43 @@ def start_header(folder: Path, header: Mapping[str, Any], remedy: str) -> None:
 
 def read_entries(folder: Path | RemotePath) -> tuple[list[Entry], int]:
     """Complete records of a store, in order, and the length of the index that they take."""
-    try:
-        data = folder / DATA
-        size = data.size() if isinstance(data, RemotePath) else data.stat().st_size
-        text = (folder / INDEX).read_bytes()
-    except FileNotFoundError:
-        return [], 0
     entries: list[Entry] = []
     length = 0
-    for line in text.splitlines(keepends=True):
-        try:
-            entry = json.loads(line) if line.endswith(b"\n") else None
-            if entry is None or not _is_whole(entry) or entry["at"] + entry["size"] > size:
-                break
-        except (ValueError, TypeError, KeyError, RecursionError):
+    for line, entry in _lines(folder):
+        if entry is None:
             break
         entries.append(entry)
         length += len(line)
     return entries, length
 
 
+def _lines(folder: Path | RemotePath) -> Iterator[tuple[bytes, Entry | None]]:
+    """Lines of the index with their records; None for one that is not whole, or whose bytes are not there."""
+    try:
+        data = folder / DATA
+        size = data.size() if isinstance(data, RemotePath) else data.stat().st_size
+        text = (folder / INDEX).read_bytes()
+    except FileNotFoundError:
+        return
+    for line in text.splitlines(keepends=True):
+        try:
+            entry = json.loads(line) if line.endswith(b"\n") else None
+            whole = entry is not None and _is_whole(entry) and entry["at"] + entry["size"] <= size
+        except (ValueError, TypeError, KeyError, RecursionError):
+            whole = False
+        yield line, entry if whole else None
+
+
 def _is_whole(entry: Entry) -> bool:
     numbers = [entry["at"], entry["size"], entry["crc"]]
     return isinstance(entry["id"], str) and all(isinstance(n, int) and n >= 0 for n in numbers)
+
+
+def _check_middle(folder: Path, known: int) -> None:
+    """A killed writer leaves a bad end; whole lines behind a bad one would be thrown away with their records."""
+    if any(entry is not None for _, entry in islice(_lines(folder), known + 1, None)):
+        raise StoreError(f"{folder / INDEX} line {known + 1}: damaged, and whole lines follow; restore the file, "
+                         "or remove that line, and its record alone is made again")  # fmt: skip
 
 
 def map_data(folder: Path | RemotePath) -> memoryview | RemoteData:
@@ -124,11 +139,14 @@ class Journal:
             remedy: What to do if the store there has another header.
 
         Raises:
-            StoreError: The store there has another header, or another process writes to it.
+            StoreError: The store there has another header, its index is damaged, or another process writes to it.
         """
         with only_writer(folder):
             start_header(folder, header, remedy)
-            journal = cls(folder, *read_entries(folder))
+            entries, length = read_entries(folder)
+            if (folder / INDEX).exists() and length < (folder / INDEX).stat().st_size:
+                _check_middle(folder, len(entries))
+            journal = cls(folder, entries, length)
             try:
                 yield journal
             finally:

@@ -15,6 +15,7 @@ import torch
 
 from stillmotion.data import journal
 from stillmotion.data.dataset import VideoDataset
+from stillmotion.data.journal import Journal, StoreError
 from stillmotion.data.pack import pack
 from stillmotion.data.source import Videos
 from stillmotion.data.store import Codec, FeatureStore, FrameStore
@@ -254,6 +255,25 @@ def test_killed_extraction_goes_on(tmp_path: Path, number: int, kept: int) -> No
     with FeatureStore.create(tmp_path / "whole", KEY, FIELDS) as store:
         store.add(rows(6))
     assert read_all(tmp_path / "killed") == read_all(tmp_path / "whole")
+
+
+def test_a_line_that_is_damaged_in_the_middle_throws_nothing_away(tmp_path: Path) -> None:
+    header, index = {"kind": "test"}, tmp_path / "index.jsonl"
+    with Journal.open(tmp_path, header, "remedy") as journal:
+        journal.append((name.encode(), {"id": name}) for name in "abcd")
+    lines = index.read_text().splitlines(keepends=True)
+    index.write_text("".join([lines[0], lines[1].replace("crc", "cbc"), *lines[2:]]))
+    with pytest.raises(StoreError, match=r"index\.jsonl line 2: damaged, and whole lines follow"):
+        Journal.open(tmp_path, header, "remedy").__enter__()
+    assert (tmp_path / "data.bin").read_bytes() == b"abcd"
+    index.write_text("".join([lines[0], *lines[2:]]))  # as it says
+    with Journal.open(tmp_path, header, "remedy") as journal:
+        assert [entry["id"] for entry in journal.entries] == ["a", "c", "d"]
+        (again,) = journal.append([(b"b", {"id": "b"})])
+    assert (again["at"], (tmp_path / "data.bin").read_bytes()) == (4, b"abcdb")
+    index.write_text(index.read_text() + "\0\0\0\n{")  # the end that a killed writer leaves goes without a word
+    with Journal.open(tmp_path, header, "remedy") as journal:
+        assert len(journal.entries) == 4
 
 
 @pytest.mark.parametrize("cut", [1, 20, 60])
