@@ -47,8 +47,10 @@ COMMANDS: dict[str, Any] = {
 }  # fmt: skip
 # Commands with a list at the end of their positional arguments, and how many stand before it.
 LISTS = {"predict": 1, "benchmark": 0}
-MANY = ("--fuse", "--targets", "--data.targets", "--videos", "--cors")
+MANY = ("--fuse", "--targets", "--data.targets", "--videos", "--cors", "--live.classes", "--baselines", "--reference")
 """Take all that follows up to the next option."""
+NUMBERS = ("--seeds", "--label_fractions", "--batch_sizes")
+"""Likewise; of numbers."""
 DESCRIPTION = str(api.__doc__).partition("\n")[0]
 TRAINS = ("train", "compare", "extract")
 """Commands whose `--targets` is short for `--data.targets`."""
@@ -100,12 +102,13 @@ def _expand(arguments: Sequence[str]) -> list[str]:
         result = [*result[:command], *result[at : at + 2], *result[command:at], *result[at + 2 :]]
     if result[:2] == ["data", "fetch-list"] and len(result) > 2 and not result[2].startswith("-"):
         result.insert(2, "--name")
-    for option in MANY:
+    for option in (*MANY, *NUMBERS):
         if option in result[:-1]:
             at = result.index(option) + 1
             end = next((i for i in range(at, len(result)) if result[i].startswith("-")), len(result))
             if not result[at].startswith("["):
-                result[at:end] = [json.dumps(result[at:end])]
+                given = result[at:end]
+                result[at:end] = [f"[{', '.join(given)}]" if option in NUMBERS else json.dumps(given)]
     if result and result[0] in LISTS:
         result = [result[0], *_join(result[1:], LISTS[result[0]])]
     if result and result[0] in TRAINS:

@@ -102,6 +102,17 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path, capsys: pytest.Capt
     assert "seed: 2" in text
 
 
+def test_lists_need_no_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "a.csv", "--output", "o", "--student", "x", "--targets", "a", "b:score", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["targets"] == ["a", "b:score"]
+    words = "compare a.csv --output o --rows {} --seeds 3 4 --label_fractions 0.1 1 --baselines majority --print_config"
+    with pytest.raises(SystemExit):
+        main(words.split())
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert (found["seeds"], found["label_fractions"], found["baselines"]) == ([3, 4], [0.1, 1.0], ["majority"])
+
+
 def test_deep_options_join_what_the_file_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backbone = {"name": "timm/resnet18", "weights": "default"}
     config = tmp_path / "config.yaml"

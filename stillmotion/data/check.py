@@ -183,6 +183,8 @@ def check(
         Exit code: 0 everything is readable, 1 something is not, 2 the table itself is wrong, 130 stopped.
     """
     console = Console(highlight=False)
+    if json:
+        Path(json).parent.mkdir(parents=True, exist_ok=True)
     try:
         rows = read_table(table, root=root, check_files=False)
         report = check_table(rows, workers=workers, target=target, timeout=timeout, cluster=cluster)

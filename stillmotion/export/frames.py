@@ -58,8 +58,9 @@ class Frames:
         known = settings.get("table")
         if table is None and known and Path(known).exists():
             table, root = known, root or settings.get("root")
+        gone = f" (its training's table {known} is not here; give --table)" if table is None and known else ""
         if table is None or any(v.kind == "flow" and v.flow.method in RAFT for v in encoder.views.values()):
-            return cls(predictor, None, None, "random frames")
+            return cls(predictor, None, None, f"random frames{gone}")
         rows, data = read_table(table, root=root), settings.get("data", {})
         names = [split] if split else [data.get("val"), "val", data.get("test"), "test"]
         chosen = split or next((name for name in names if name in rows.splits), None)
