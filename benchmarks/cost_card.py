@@ -17,9 +17,8 @@ from typing import Any
 
 from stillmotion.config import ModelConfig
 from stillmotion.cost_card import Card, Costs, cost_card
+from stillmotion.files import csv_text, write_atomic
 from stillmotion.report.cost import Cells, resource_rows, time_rows, write_card_files
-from stillmotion.results import write_atomic
-from stillmotion.run import csv_text
 from stillmotion.tasks import Classification
 
 CLIPS = ("samples/flipping_a_pancake.mkv", "ucf101_mini/ApplyEyeMakeup/test.avi", "samples/arm_wrestling.mp4")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stillmotion.config import ModelConfig
 from stillmotion.data.table import Sample, Table
-from stillmotion.results import write_atomic
+from stillmotion.files import write_atomic
 from stillmotion.tasks import Task
 
 Floats = NDArray[np.float32]

@@ -15,12 +15,12 @@ import torch
 from stillmotion.config import ModelConfig
 from stillmotion.device import pick_device
 from stillmotion.export.formats import format_of
+from stillmotion.files import write_atomic
 from stillmotion.memory import resident_mib
 from stillmotion.models.cost import count_cost
 from stillmotion.models.encoder import Encoder, to_channels_last
 from stillmotion.models.factory import load_model
 from stillmotion.models.pretrained import is_run, read_config
-from stillmotion.results import write_atomic
 from stillmotion.run import environment
 
 RESET_PEAK = Path("/proc/self/clear_refs")

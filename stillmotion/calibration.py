@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stillmotion.files import write_atomic
 from stillmotion.protocols.pooling import softmax
-from stillmotion.results import write_atomic
 from stillmotion.tasks import Classes, Classification, Joint, Targets, Task
 
 BINS = 15

@@ -20,10 +20,10 @@ from torch.utils.tensorboard import SummaryWriter
 from stillmotion.config import OptimConfig, TrainerConfig
 from stillmotion.data.faults import one_line
 from stillmotion.engine import LOG_EVERY, Engine
+from stillmotion.files import csv_text, write_atomic
 from stillmotion.processes import placement, whole
 from stillmotion.progress import progress_bar
-from stillmotion.results import write_atomic
-from stillmotion.run import Run, csv_text
+from stillmotion.run import Run
 
 BEST = "best.safetensors"
 

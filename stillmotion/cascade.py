@@ -1,7 +1,5 @@
 """A cascade: the student answers, and samples of which it is not sure go to the teacher. What that gives and costs."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,8 +12,9 @@ from numpy.typing import NDArray
 
 from stillmotion.calibration import check_cascade, confidence
 from stillmotion.data.table import Sample, Table
+from stillmotion.files import csv_text, write_atomic
 from stillmotion.predictions import Predictions, common
-from stillmotion.results import COSTS, Row, make_row, write_atomic
+from stillmotion.results import COSTS, Row, make_row
 from stillmotion.tasks import Targets, Task
 from stillmotion.view import View
 
@@ -183,11 +182,8 @@ def write_cascade(folder: Path, test: Sequence[Point], chosen: Point, validation
     data = {"metric": metric, "chosen": asdict(chosen), "curve": [asdict(p) for p in test],
             "validation": [asdict(p) for p in validation]}  # fmt: skip
     write_atomic(folder / f"{FILE}.json", json.dumps(data, indent=2) + "\n")
-    out = io.StringIO()
-    table = csv.DictWriter(out, [f.name for f in fields(Point)], lineterminator="\n")
-    table.writeheader()
-    table.writerows(asdict(point) for point in test)
-    write_atomic(folder / f"{FILE}.csv", out.getvalue())
+    head = [f.name for f in fields(Point)]
+    write_atomic(folder / f"{FILE}.csv", csv_text(head, (asdict(point).values() for point in test)))
     plot_cascade(test, chosen, folder / f"{FILE}.png", metric=metric)
 
 

@@ -38,7 +38,6 @@ def evaluate(
     moment: str | None = None,
     num_moments: int | None = None,
     num_crops: int | None = None,
-    size: int | None = None,
     pooling: Pooling = "logits",
     view: dict[str, Any] | None = None,
     output: str | Path | None = None,
@@ -64,7 +63,7 @@ def evaluate(
         cascade_on: Held-out split on which the threshold of a cascade of the model and its teacher is chosen.
         protocol: What is seen of a video: `own` as in training; `static` one frame; `clip` one clip; `video` several
             moments in equal parts (`num_moments`, 10), their logits averaged.
-        moment, num_moments, num_crops, size: Settings of the network's view that differ.
+        moment, num_moments, num_crops: Settings of the network's view that differ.
         pooling: How the moments are joined: see `pool_clips`.
         view: Further ones.
         output: Folder for `results.json` (and CSV, Markdown, PNG), `predictions.csv`, `per_class.csv`,
@@ -91,7 +90,7 @@ def evaluate(
     """
     rows = table if isinstance(table, Table) else read_table(table, root=root)
     used = rows.select(split) if split is not None else rows
-    seen = view_settings(protocol, moment, num_moments, num_crops, size, view)
+    seen = view_settings(protocol, moment, num_moments, num_crops, view)
     encoder, trained, name = open_model(model, rows, targets, seen)
     check_held_out(split, calibrate_on, cascade_on, teacher, targets)
     side = short_side if short_side is not None else encoder.short_side
@@ -252,7 +251,6 @@ def view_settings(
     moment: str | None,
     num_moments: int | None,
     num_crops: int | None,
-    size: int | None,
     view: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Settings of a view that a protocol and its exceptions ask for.
@@ -261,7 +259,7 @@ def view_settings(
         ValueError: There is no such protocol.
 
     Example:
-        >>> view_settings("video", None, 25, None, None, None)
+        >>> view_settings("video", None, 25, None, None)
         {'moment': 'uniform', 'num_moments': 25}
     """
     settings: dict[str, dict[str, Any]] = {
@@ -272,7 +270,7 @@ def view_settings(
     }
     if protocol not in settings:
         raise ValueError(f"protocol={protocol!r}: choose one of {', '.join(settings)}")
-    given = {"moment": moment, "num_moments": num_moments, "num_crops": num_crops, "size": size}
+    given = {"moment": moment, "num_moments": num_moments, "num_crops": num_crops}
     return {**settings[protocol], **{k: v for k, v in given.items() if v is not None}, **(view or {})}
 
 

@@ -11,10 +11,10 @@ import torch
 
 from stillmotion.config import DataConfig
 from stillmotion.data.flow_store import open_flow
-from stillmotion.data.journal import write_atomically
 from stillmotion.data.remote import place_of
 from stillmotion.data.store import EXTRACT_AGAIN, FeatureStore, FrameStore, file_size
 from stillmotion.data.table import Table
+from stillmotion.files import write_atomic
 from stillmotion.methods.base import has_logits
 from stillmotion.methods.hallucinate import feature_dim
 from stillmotion.models.encoder import Encoder, StoredFeatures
@@ -137,7 +137,7 @@ def note_sizes(folder: Path, table: Table) -> None:
     sizes = read_sizes(folder)
     _check_sizes(folder, sizes, table)
     sizes |= {sample.id: file_size(sample.path) for sample in table}
-    write_atomically(folder / FILES, json.dumps(sizes, indent=0, ensure_ascii=False) + "\n")
+    write_atomic(folder / FILES, json.dumps(sizes, indent=0, ensure_ascii=False) + "\n")
 
 
 def _check_sizes(folder: str | Path, sizes: Mapping[str, int | None], table: Table) -> None:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from stillmotion.data.table import Table, read_table
 from stillmotion.evaluate import asked, evaluate, paper_metrics
+from stillmotion.files import write_atomic
 from stillmotion.predictions import Predictions, read_predictions, write_predictions
 from stillmotion.report.page import report_safely
 from stillmotion.report.subject import Limits
-from stillmotion.results import Row, make_row, write_atomic, write_results
+from stillmotion.results import Row, make_row, write_results
 from stillmotion.tasks import Task, comparable
 
 Array = NDArray[np.float32]

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from stillmotion.data.faults import TIMEOUT_SECONDS
 from stillmotion.data.table import Table
+from stillmotion.files import csv_text, write_atomic
 from stillmotion.protocols.pooling import average_precisions
-from stillmotion.results import write_atomic
-from stillmotion.run import csv_text
 from stillmotion.tasks import UNLABELLED, Classification, MultiLabel, Score, Targets, Task, task_from_dict
 
 if TYPE_CHECKING:

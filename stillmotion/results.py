@@ -6,11 +6,8 @@ deviation (divisor n - 1) and null for a single value: one run says nothing abou
 number is null, and so is a mean over it. Costs that nobody measured are null.
 """
 
-import csv
-import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +16,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from stillmotion.files import csv_text, write_atomic
 
 COSTS = ("params", "gmacs", "ms_per_video", "frames")
 COST_HEADS = {"params": "params", "gmacs": "GMACs", "ms_per_video": "ms / video", "frames": "frames"}
@@ -110,16 +109,6 @@ def write_results(
     text = json.dumps({"rows": rows, **(extra or {})}, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomic(folder / "results.json", text + "\n")
     return folder / "results.json"
-
-
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Writes a file so that it is there whole or not at all, even if the process is killed."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data.encode() if isinstance(data, str) else data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_results(path: str | Path) -> list[Row]:
@@ -222,16 +211,15 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 def _csv_text(rows: Sequence[Row]) -> str:
     names = all_metrics(rows)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["name", *(f"{n}_{part}" for n in names for part in ("mean", "std")), *COSTS])
+    head = ["name", *(f"{n}_{part}" for n in names for part in ("mean", "std")), *COSTS]
+    lines = []
     for row in rows:
         cells: list[Any] = [row["name"]]
         for name in names:
             metric = row["metrics"].get(name)
             cells += [metric["mean"], metric["std"]] if metric else [None, None]
-        writer.writerow(cells + [row["cost"].get(c) for c in COSTS])
-    return out.getvalue()
+        lines.append(cells + [row["cost"].get(c) for c in COSTS])
+    return csv_text(head, lines)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,7 @@ What lies in it:
     environment.json  versions, hardware, commit, time
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import platform
@@ -29,7 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from stillmotion.config import DataConfig
-from stillmotion.results import Row, read_results, write_atomic
+from stillmotion.files import csv_text, write_atomic
+from stillmotion.results import Row, read_results
 
 if TYPE_CHECKING:
     from stillmotion.data.table import Table
@@ -199,15 +198,6 @@ class Run:
             write_atomic(path, csv_text(("line", "file", "reason", "used"), rows))
         else:
             path.unlink(missing_ok=True)
-
-
-def csv_text(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Rows as CSV."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return out.getvalue()
 
 
 def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stillmotion.config import DataConfig, ModelConfig, OptimConfig, RowConfig, TrainerConfig
 from stillmotion.data.split import group_folds, leave_one_group_out
 from stillmotion.data.table import Table, TableError
-from stillmotion.results import write_atomic
+from stillmotion.files import write_atomic
 from stillmotion.tasks import make_task, task_of
 
 COLUMN = "column"

@@ -100,7 +100,7 @@ def test_cost_is_that_of_one_video(table: Path, run: Path) -> None:
 def test_the_video_protocol_averages_the_moments(table: Path, run: Path) -> None:
     used = read_table(table).select("test")
     encoder = create_model(str(run), num_classes=2)
-    view = view_settings("video", None, 3, None, None, None)
+    view = view_settings("video", None, 3, None, None)
     found = predict_table(create_model(str(run), num_classes=2, view=view), used, TASK, outputs=["moment_logits"])
     moments = found.outputs["moment_logits"]
     assert moments.shape == (5, 3, 2)
@@ -111,12 +111,12 @@ def test_the_video_protocol_averages_the_moments(table: Path, run: Path) -> None
 
 
 def test_settings_of_a_protocol_give_way_to_the_users() -> None:
-    assert view_settings("static", "first", None, None, 64, None) == {
+    assert view_settings("static", "first", None, None, {"size": 64}) == {
         "num_frames": 1, "num_moments": 1, "moment": "first", "size": 64,
     }  # fmt: skip
-    assert view_settings("clip", None, 2, None, None, {"stride": 2}) == {"num_moments": 2, "stride": 2}
+    assert view_settings("clip", None, 2, None, {"stride": 2}) == {"num_moments": 2, "stride": 2}
     with pytest.raises(ValueError, match="protocol='movie': choose one of own, static, clip, video"):
-        view_settings("movie", None, None, None, None, None)  # type: ignore[arg-type]
+        view_settings("movie", None, None, None, None)  # type: ignore[arg-type]
 
 
 def predictions(logits: list[list[float]], names: str = "abc", **outputs: list[Any]) -> Predictions:

@@ -16,10 +16,9 @@ from stillmotion.data import decode
 from stillmotion.data.compute_flow import STALE_SECONDS, _clean
 from stillmotion.data.decode import decode_frames, forget, read_frames
 from stillmotion.data.faults import VideoError
-from stillmotion.data.journal import write_atomically
 from stillmotion.data.store import file_size
+from stillmotion.files import write_atomic
 from stillmotion.models.checkpoint import read_weights
-from stillmotion.results import write_atomic
 from stillmotion.run import Run
 from tests.conftest import MakeVideo
 
@@ -77,16 +76,15 @@ def test_what_the_system_refuses_torch_is_one_line(
         command.main(["list", "methods"])
 
 
-@pytest.mark.parametrize("write", [write_atomic, write_atomically])
-def test_a_write_that_fails_leaves_nothing_behind(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    write(tmp_path / "a.json", "old")
+    write_atomic(tmp_path / "a.json", "old")
     monkeypatch.setattr(os, "replace", fail)
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="No space left"):
-        write(tmp_path / "a.json", "new")
+        write_atomic(tmp_path / "a.json", "new")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "old"
 

@@ -68,13 +68,11 @@ class CheckReport:
         table: The table.
         files: What decoding showed, by name in the table; None for files of which nothing can be read.
         problems: In the order of severity, then of the table.
-        target: Column that was counted.
     """
 
     table: Table
     files: dict[str, Examination | None]
     problems: tuple[Problem, ...]
-    target: str
 
     @property
     def exit_code(self) -> int:
@@ -86,7 +84,7 @@ class CheckReport:
         """Samples by class and split; `-` stands for no class, `all` for a table without splits."""
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for sample in self.table:
-            counts[sample.targets.get(self.target, "-")][sample.split or "all"] += 1
+            counts[sample.targets.get("label", "-")][sample.split or "all"] += 1
         return {name: dict(counts[name]) for name in sorted(counts, key=_natural)}
 
     @property
@@ -119,7 +117,7 @@ class CheckReport:
 
 
 def check_table(
-    table: Table, *, workers: int | None = None, progress: bool = True, target: str = "label",
+    table: Table, *, workers: int | None = None, progress: bool = True,
     timeout: float = TIMEOUT_SECONDS, cluster: str | None = None,
 ) -> CheckReport:  # fmt: skip
     """Decodes every file of a table in worker processes.
@@ -128,7 +126,6 @@ def check_table(
         table: Read with `check_files=False`, so that missing files are reported and not raised.
         workers: Processes; None: one a core.
         progress: Show a bar on stderr.
-        target: Column to count classes of.
         timeout: Seconds for one file, after which it counts as unreadable.
         cluster: Ray cluster that decodes in their place, as in `stillmotion.data.cluster`.
     """
@@ -150,7 +147,7 @@ def check_table(
     files = {name: files[name] for name in dict.fromkeys(s.name for s in table)}
     problems = [*_file_problems(table, answers), *_range_problems(table, files), *_leaks(table, files)]
     problems.sort(key=lambda problem: -EXIT_CODES[problem.kind])
-    return CheckReport(table, files, tuple(problems), target)
+    return CheckReport(table, files, tuple(problems))
 
 
 def look(path: str) -> Examination | str:
@@ -165,7 +162,7 @@ def look(path: str) -> Examination | str:
 
 
 def check(
-    table: str, *, root: str | None = None, json: str | None = None, workers: int | None = None, target: str = "label",
+    table: str, *, root: str | None = None, json: str | None = None, workers: int | None = None,
     timeout: float = TIMEOUT_SECONDS, cluster: str | None = None,
 ) -> int:  # fmt: skip
     """Decodes every file of a table and reports what is in it and what is wrong.
@@ -175,7 +172,6 @@ def check(
         root: Folder that the table's relative paths start from; default: the folder of the table.
         json: Also write the report to this file.
         workers: Processes; default: one a core.
-        target: Column to count classes of.
         timeout: See `check_table`.
         cluster: See `check_table`.
 
@@ -187,7 +183,7 @@ def check(
         Path(json).parent.mkdir(parents=True, exist_ok=True)
     try:
         rows = read_table(table, root=root, check_files=False)
-        report = check_table(rows, workers=workers, target=target, timeout=timeout, cluster=cluster)
+        report = check_table(rows, workers=workers, timeout=timeout, cluster=cluster)
     except TableError as error:
         console.print(str(error), markup=False, soft_wrap=True)
         if json:
@@ -207,7 +203,7 @@ def show(report: CheckReport, console: Console) -> None:
     """Prints the report for a person."""
     counts = report.counts
     splits = list(dict.fromkeys(sample.split or "all" for sample in report.table))
-    grid = RichTable(report.target, *splits, title=f"{report.table.source}: {len(report.table)} samples")
+    grid = RichTable("label", *splits, title=f"{report.table.source}: {len(report.table)} samples")
     for name, by_split in list(counts.items())[:MANY_CLASSES]:
         grid.add_row(name, *(str(by_split.get(split, 0)) for split in splits))
     if len(counts) > MANY_CLASSES:

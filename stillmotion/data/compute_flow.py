@@ -156,7 +156,7 @@ def _known(store: FlowStore, samples: list[Sample]) -> tuple[dict[str, str], dic
 def _clean(parts: Path) -> None:
     """Removes what killed calls left half done, and not what a training is just adding."""
     for path in parts.iterdir() if parts.is_dir() else ():
-        pid = path.name.partition("-")[0]
+        pid = path.name.lstrip(".").partition("-")[0]  # a draft of a draft has a dot before
         # The clock may have jumped, and processes of other machines are not seen here: both must say that it is left.
         if not _runs(pid) and time.time() - path.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(path, ignore_errors=True)

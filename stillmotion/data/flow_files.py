@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillmotion.data.flow import Vectors, from_bytes, to_bytes
-from stillmotion.data.journal import Entry, StoreError, write_atomically
+from stillmotion.data.journal import Entry, StoreError
 from stillmotion.data.remote import is_remote
 from stillmotion.data.table import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Sample
+from stillmotion.files import write_atomic
 
 Fields = Iterable[tuple[int, Vectors]]
 HEADERS, PARTS, ENTRY = "headers", ".parts", "flow.json"
@@ -226,7 +227,7 @@ class Pictures:
         place = self.place(sample)
         place.parent.mkdir(parents=True, exist_ok=True)
         part = _part(self.folder, f"header of {sample.id}")  # drafts of killed calls lie where they are cleaned away
-        write_atomically(part, json.dumps(entry))
+        write_atomic(part, json.dumps(entry))
         part.replace(place)
         return entry
 

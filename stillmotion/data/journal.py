@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stillmotion.data.remote import RemoteData, RemotePath
+from stillmotion.files import write_atomic
 
 FORMAT = 1
 HEADER, DATA, INDEX = "header.json", "data.bin", "index.jsonl"
@@ -63,7 +64,7 @@ def start_header(folder: Path, header: Mapping[str, Any], remedy: str) -> None:
         if difference := first_difference(found, full):
             raise StoreError(f"{folder}: {difference}; {remedy}")
     else:
-        write_atomically(folder / HEADER, json.dumps(full, indent=1) + "\n")
+        write_atomic(folder / HEADER, json.dumps(full, indent=1) + "\n")
 
 
 def read_entries(folder: Path | RemotePath) -> tuple[list[Entry], int]:
@@ -192,19 +193,6 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a small text file so that a reader sees the old or the new one, never a part."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def first_difference(stored: Any, wanted: Any, name: str = "") -> str | None:

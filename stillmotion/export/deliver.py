@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from stillmotion.export.formats import VERSION, Arrays, Format, FormatName, Precision, choose_format
-from stillmotion.results import write_atomic
+from stillmotion.files import write_atomic
 
 if TYPE_CHECKING:
     from stillmotion.models.encoder import Encoder

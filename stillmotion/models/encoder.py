@@ -37,6 +37,8 @@ class Encoder(nn.Module):
         short_side: To which shorter side the frames of its training were reduced before its view; None if not.
         joins_moments: Whether it looks at all moments of a sample together: `forward` then takes (B, N, T, C, H, W),
             and gives what `from_batch` gives.
+        classifier_layer: Where it keeps the linear layer that gives the logits, if it does so.
+        class_dim: Width of what that layer sees; None: of `embedding`.
     """
 
     views: dict[str, View]
@@ -48,6 +50,8 @@ class Encoder(nn.Module):
     weights_report: "WeightsReport | None" = None
     short_side: int | None = None
     joins_moments: bool = False
+    classifier_layer: str = "fc"
+    class_dim: int | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,8 +119,10 @@ class Encoder(nn.Module):
         self.config = {**self.config, "num_classes": num_classes}
 
     def new_classifier(self, num_classes: int) -> None:
-        """What `reset_classifier` does to the layers; subclasses write it."""
-        raise NotImplementedError
+        """What `reset_classifier` does to the layers; networks whose last one is not linear write it."""
+        dim, device = self.class_dim or self.embedding_dim, next(self.parameters()).device
+        layer = nn.Linear(dim, num_classes, device=device) if num_classes else None
+        setattr(self, self.classifier_layer, layer)
 
     def published_names(self) -> dict[str, str]:
         """Names that a weights file may use -> own names of `state_dict`."""
@@ -131,7 +137,8 @@ class Encoder(nn.Module):
 
     def classifier_names(self) -> set[str]:
         """Those own names of `state_dict` that belong to the classes: left out where the class counts differ."""
-        return set()
+        layer = getattr(self, self.classifier_layer, None)
+        return set() if layer is None else {f"{self.classifier_layer}.{name}" for name, _ in layer.named_parameters()}
 
     def initialised_names(self) -> set[str]:
         """Those own names that files of another network, which it starts from, cannot have; no file misses them."""

@@ -71,6 +71,7 @@ class FusedStreams(Encoder):
     """
 
     further_logits = ("logits_appearance", "logits_motion")
+    classifier_layer = "classifier"
 
     def __init__(
         self,
@@ -158,11 +159,7 @@ class FusedStreams(Encoder):
     def new_classifier(self, num_classes: int) -> None:
         if self.fusion == "mean":
             raise ValueError("a mean of two networks has no classifier of its own; fuse networks of the wanted classes")
-        device = next(self.parameters()).device
-        self.classifier = nn.Linear(self.embedding_dim, num_classes, device=device) if num_classes else None
-
-    def classifier_names(self) -> set[str]:
-        return {"classifier.weight", "classifier.bias"} if self.classifier is not None else set()
+        super().new_classifier(num_classes)
 
 
 def join_views(

@@ -213,13 +213,6 @@ class P3d(Encoder):
             outputs["logits"] = self.fc(self.dropout(embedding))
         return outputs | {name: split_time(maps, num_clips) for name, maps in self.watched().items()}
 
-    def new_classifier(self, num_classes: int) -> None:
-        device = self.conv1.weight.device
-        self.fc = nn.Linear(self.embedding_dim, num_classes, device=device) if num_classes else None
-
-    def classifier_names(self) -> set[str]:
-        return {"fc.weight", "fc.bias"} if self.fc is not None else set()
-
     def initialised_names(self) -> set[str]:
         return {name for name in self.state_dict() if ".conv3." in name or ".bn3." in name} if self._from_2d else set()
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from stillmotion.data.faults import one_line
+from stillmotion.files import write_atomic
 from stillmotion.models.checkpoint import WeightsReport, read_weights
 from stillmotion.models.encoder import Encoder
-from stillmotion.results import write_atomic
 from stillmotion.tasks import Task, task_from_dict
 from stillmotion.view import View
 

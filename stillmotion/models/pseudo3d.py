@@ -81,7 +81,6 @@ def pseudo3d(
     stages: Sequence[int] = STAGES,
     time_pool: Sequence[int] = (),
     size: tuple[int, int] = (224, 224),
-    in_chans: int = 3,
 ) -> nn.Module:
     """Turns a 2D CNN, in place, into a network that sees clips.
 
@@ -94,7 +93,6 @@ def pseudo3d(
             first convolution stays 2D.
         time_pool: Stages after which the clip is halved in time (maximum of two frames).
         size: Height and width at which the stages are found.
-        in_chans: Channels of the picture.
 
     Returns:
         The same `model`.
@@ -115,7 +113,7 @@ def pseudo3d(
     if unknown := set(wiring) - set("ABC"):
         raise ValueError(f"wiring={wiring!r}: {min(unknown)!r} is none of A, B, C")
     frames = Frames()
-    found = _trace(model, size, in_chans)
+    found = _trace(model, size)
     chosen = [c for c in found.convs if c.stage in stages]
     if wiring and not chosen:
         have = sorted({c.stage for c in found.convs})
@@ -186,7 +184,7 @@ class _Trace:
     entries: dict[int, nn.Module]
 
 
-def _trace(model: nn.Module, size: tuple[int, int], in_chans: int) -> _Trace:
+def _trace(model: nn.Module, size: tuple[int, int]) -> _Trace:
     """Finds the stages by the sizes of the maps in one run on nothing."""
     trace = _Trace([], {})
     handles = []
@@ -220,7 +218,7 @@ def _trace(model: nn.Module, size: tuple[int, int], in_chans: int) -> _Trace:
     try:
         state = {n: t.to("meta") for n, t in (*model.named_parameters(), *model.named_buffers())}
         with torch.no_grad(), torch.device("meta"):
-            torch.func.functional_call(model, state, torch.zeros(1, in_chans, *size, device="meta"))
+            torch.func.functional_call(model, state, torch.zeros(1, 3, *size, device="meta"))
     finally:
         for handle in handles:
             handle.remove()

@@ -98,7 +98,6 @@ class ResNet3d(VideoEncoder):
         taps: Layers to give as well.
         width: Channels of the stem, on which all others depend; 64 is the published network.
         cardinality: Groups of a ResNeXt.
-        in_chans: Channels of the input.
         stem_kernel, stem_stride: Of the first convolution, over time, height, width.
         stem_pool: Whether a 3x3x3 maximum of stride 2 follows the first convolution.
         time_strides: Strides over time of that maximum and of stages 2, 3, 4; smaller ones keep more of the motion.
@@ -115,7 +114,6 @@ class ResNet3d(VideoEncoder):
         taps: Sequence[str] = (),
         width: int = 64,
         cardinality: int = 32,
-        in_chans: int = 3,
         stem_kernel: Sequence[int] = (7, 7, 7),
         stem_stride: Sequence[int] = (1, 2, 2),
         stem_pool: bool = True,
@@ -135,7 +133,7 @@ class ResNet3d(VideoEncoder):
             raise ValueError(f"{name}: width={width}: a ResNeXt needs at least 16")
         self.cardinality, self.shortcut = cardinality, shortcut
         padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-        self.conv1 = nn.Conv3d(in_chans, width, kernel, stride, padding, bias=False)
+        self.conv1 = nn.Conv3d(3, width, kernel, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm3d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool3d(3, (time_strides[0], 2, 2), 1) if stem_pool else nn.Identity()
@@ -184,13 +182,6 @@ class ResNet3d(VideoEncoder):
         if self.fc is None:
             return {"embedding": embedding}
         return {"logits": self.fc(self.dropout(embedding)), "embedding": embedding}
-
-    def new_classifier(self, num_classes: int) -> None:
-        device = self.conv1.weight.device
-        self.fc = nn.Linear(self.embedding_dim, num_classes, device=device) if num_classes else None
-
-    def classifier_names(self) -> set[str]:
-        return {"fc.weight", "fc.bias"} if self.fc is not None else set()
 
 
 def _triple(option: str, value: Sequence[int]) -> Triple:

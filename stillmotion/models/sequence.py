@@ -170,6 +170,7 @@ class FrameSequence(Encoder):
     """
 
     joins_moments = True
+    classifier_layer = "classifier"
 
     def __init__(
         self,
@@ -202,6 +203,8 @@ class FrameSequence(Encoder):
         width = backbone.class_dim if isinstance(backbone, HallucinatingStudent) else backbone.embedding_dim
         self.aggregate_moments = AGGREGATES[aggregate](width, hidden_dim, relation_size)
         self.dropout = nn.Dropout(dropout)
+        self.class_dim = self.aggregate_moments.out_dim
+        self.classifier: nn.Linear | None = None
         self.new_classifier(num_classes)
         self.settings: dict[str, Any] = {"aggregate": aggregate, "hidden_dim": hidden_dim,
                                          "relation_size": relation_size, "dropout": dropout,
@@ -300,14 +303,6 @@ class FrameSequence(Encoder):
 
     def part_of(self, view: str) -> nn.Module:
         return self.backbone.part_of(view)
-
-    def new_classifier(self, num_classes: int) -> None:
-        device = next(self.backbone.parameters()).device
-        width = self.aggregate_moments.out_dim
-        self.classifier = nn.Linear(width, num_classes, device=device) if num_classes else None
-
-    def classifier_names(self) -> set[str]:
-        return {"classifier.weight", "classifier.bias"} if self.classifier is not None else set()
 
 
 def residual_branches(network: nn.Module) -> Iterator[nn.Module]:

@@ -59,6 +59,9 @@ class HallucinatingStudent(Encoder):
         ValueError: Settings that do not fit together.
     """
 
+    classifier_layer = "classifier"
+    class_dim: int
+
     def __init__(
         self,
         backbone: Encoder,
@@ -129,13 +132,6 @@ class HallucinatingStudent(Encoder):
 
     def part_of(self, view: str) -> nn.Module:
         return self.backbone.part_of(view)
-
-    def new_classifier(self, num_classes: int) -> None:
-        device = next(self.parameters()).device
-        self.classifier = nn.Linear(self.class_dim, num_classes, device=device) if num_classes else None
-
-    def classifier_names(self) -> set[str]:
-        return {"classifier.weight", "classifier.bias"} if self.classifier is not None else set()
 
 
 def _resolve_tap(tap: Tap | None, backbone: Encoder, *, is_vgg: bool) -> Tap:

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillmotion.data.sets.aslan import Pair, read_pairs
+from stillmotion.files import csv_text, write_atomic
 from stillmotion.protocols.feature_file import VideoFeatures, read_features
 from stillmotion.protocols.pooling import l2_normalise
-from stillmotion.results import Row, make_row, write_atomic, write_results
-from stillmotion.run import csv_text
+from stillmotion.results import Row, make_row, write_results
 
 Normalise = Literal["standard", "l2"]
 Numbers = NDArray[np.floating]

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillmotion.data.faults import one_line
-from stillmotion.results import write_atomic
+from stillmotion.files import write_atomic
 
 SUFFIXES = (".parquet", ".npz")
 RESERVED = ("id", "clip", "info")
@@ -88,10 +87,10 @@ def write_features(path: Path, features: VideoFeatures) -> None:
     """Writes `.parquet` (columns `id`, `clip` and a list a tap) or `.npz` (the same arrays), whole or not at all."""
     check_output(path, list(features.arrays))
     path.parent.mkdir(parents=True, exist_ok=True)
+    file = io.BytesIO()
     if path.suffix.lower() == ".npz":
         arrays: dict[str, Any] = {"id": np.array(features.ids), "info": np.array(json.dumps(features.info))}
         arrays |= features.arrays if features.clips is None else {"clip": features.clips, **features.arrays}
-        file = io.BytesIO()
         np.savez(file, **arrays)
         write_atomic(path, file.getvalue())
         return
@@ -104,9 +103,8 @@ def write_features(path: Path, features: VideoFeatures) -> None:
         flat = pa.array(np.ascontiguousarray(values, np.float32).ravel())
         columns[tap] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     table = pa.table(columns).replace_schema_metadata({"stillmotion": json.dumps(features.info)})
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    pq.write_table(table, part)
-    os.replace(part, path)
+    pq.write_table(table, file)
+    write_atomic(path, file.getvalue())
 
 
 def read_features(path: str | Path) -> VideoFeatures:

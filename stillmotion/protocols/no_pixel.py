@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from stillmotion.data.sets import SETS
 from stillmotion.data.sets.mtl_aqa import COUNTS, NAMES, Release, small_sets
 from stillmotion.data.table import Sample, Table
+from stillmotion.files import write_atomic
 from stillmotion.metrics import relative_l2, spearman
-from stillmotion.results import write_atomic
 
 GROUP = "group"
 """Stands for the table's groups among the columns of a guess."""

@@ -99,36 +99,30 @@ def hit_at_k(scores: Floats, marks: Marks, k: int) -> float:
     return float(np.take_along_axis(marks[known], best, axis=1).any(1).mean())
 
 
-def average_precisions(scores: Floats, marks: Marks, *, interpolated: bool = False) -> NDArray[np.float64]:
-    """Average precision of each class.
+def average_precisions(scores: Floats, marks: Marks) -> NDArray[np.float64]:
+    """Average precision of each class, not interpolated: scikit-learn's `average_precision_score`.
 
     Args:
         scores: (S, K); only their order within a class counts.
         marks: True labels, (S, K).
-        interpolated: Precision at a recall is the best one at this recall or a higher one, as in PASCAL VOC 2011 and
-            in the official evaluation of ActivityNet; False is scikit-learn's `average_precision_score`.
 
     Returns:
         (K,), NaN for a class without a sample: there is no precision to speak of (scikit-learn would say 0).
 
     Example:
         >>> scores, marks = np.array([[3.0], [2.0], [1.0]]), np.array([[False], [True], [True]])
-        >>> [round(float(average_precisions(scores, marks, interpolated=way)[0]), 4) for way in (False, True)]
-        [0.5833, 0.6667]
+        >>> round(float(average_precisions(scores, marks)[0]), 4)
+        0.5833
     """
-    from sklearn.metrics import average_precision_score, precision_recall_curve
+    from sklearn.metrics import average_precision_score
 
     found = np.full(marks.shape[1], np.nan)
     for k in np.flatnonzero(marks.any(0)):
-        if interpolated:
-            precision, recall, _ = precision_recall_curve(marks[:, k], scores[:, k])  # recall falls from 1 to 0
-            found[k] = -np.sum(np.diff(recall) * np.maximum.accumulate(precision)[:-1])
-        else:
-            found[k] = average_precision_score(marks[:, k], scores[:, k])
+        found[k] = average_precision_score(marks[:, k], scores[:, k])
     return found
 
 
-def mean_average_precision(scores: Floats, marks: Marks, *, interpolated: bool = False) -> float:
+def mean_average_precision(scores: Floats, marks: Marks) -> float:
     """Mean of `average_precisions` over the classes that have a sample.
 
     Raises:
@@ -136,4 +130,4 @@ def mean_average_precision(scores: Floats, marks: Marks, *, interpolated: bool =
     """
     if not marks.any():
         raise ValueError("no sample has a label")
-    return float(np.nanmean(average_precisions(scores, marks, interpolated=interpolated)))
+    return float(np.nanmean(average_precisions(scores, marks)))

@@ -8,9 +8,10 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 
 from stillmotion.data.faults import one_line
+from stillmotion.files import write_atomic
 from stillmotion.report.cost import card_section
 from stillmotion.report.subject import Missing, Subject, read_subject
-from stillmotion.results import format_cost, format_metric, head_of, is_accuracy, paired_bootstrap, write_atomic
+from stillmotion.results import format_cost, format_metric, head_of, is_accuracy, paired_bootstrap
 from stillmotion.tasks import Classes
 from stillmotion.view import View
 

@@ -1,6 +1,5 @@
 """What a comparison writes: results, differences, predictions, per-class accuracies, confusion matrices, curves."""
 
-import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from stillmotion.files import csv_text, write_atomic
 from stillmotion.plan import Plan
 from stillmotion.report.plots import plot_confusion, plot_curves, plot_series
 from stillmotion.report.stages import stage_rows, stages_section
@@ -24,7 +24,6 @@ from stillmotion.results import (
     head_of,
     is_accuracy,
     read_results,
-    write_atomic,
     write_results,
 )
 from stillmotion.run import Run
@@ -181,12 +180,8 @@ def _write_arrays(path: Path, tally: Tally) -> None:
 
 
 def _per_class_csv(classes: Mapping[str, Mapping[str, float]]) -> str:
-    out = io.StringIO()
     names = list(dict.fromkeys(c for values in classes.values() for c in values))
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["row", *names])
-    writer.writerows([row, *(values.get(c) for c in names)] for row, values in classes.items())
-    return out.getvalue()
+    return csv_text(["row", *names], ([row, *(values.get(c) for c in names)] for row, values in classes.items()))
 
 
 def _protocol(plan: Plan, tally: Tally) -> str:

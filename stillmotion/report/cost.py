@@ -1,16 +1,14 @@
 """The cost card as a person reads it: tables, `cost_card.json`, `.csv` and `.png`. matplotlib waits until needed."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stillmotion.files import csv_text, write_atomic
 from stillmotion.journey import PARTS
-from stillmotion.results import head_of, is_accuracy, write_atomic
-from stillmotion.run import csv_text
+from stillmotion.results import head_of, is_accuracy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,11 +74,7 @@ def write_card_files(card: "Card", output: str | Path) -> Path:
     target = card_path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     rows = [_flat(asdict(m)) for m in card.models]
-    out = io.StringIO()
-    table = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_atomic(target.with_suffix(".csv"), out.getvalue())
+    write_atomic(target.with_suffix(".csv"), csv_text(rows[0], (row.values() for row in rows)))
     listed = [(name, reason, used) for found, used in ((card.broken, "no"), (card.faults, "in part"))
               for name, reason in found.items()]  # fmt: skip
     broken = target.with_name(f"{target.stem}.broken.csv")

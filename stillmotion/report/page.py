@@ -14,10 +14,11 @@ from typing import Any
 from markupsafe import Markup
 
 from stillmotion.data.faults import one_line
+from stillmotion.files import write_atomic
 from stillmotion.report import classes, errors, facts, looking, neighbours, numbers
 from stillmotion.report.html import page
 from stillmotion.report.subject import Limits, Missing, Role, Subject, read_subject
-from stillmotion.results import COST_HEADS, Row, format_cost, format_metric, head_of, write_atomic
+from stillmotion.results import COST_HEADS, Row, format_cost, format_metric, head_of
 
 FILE = "report.html"
 Part = Callable[[Subject], Markup | None]

@@ -57,7 +57,7 @@ def save_figure(figure: "Figure", png: str | Path, *, dpi: int = 150) -> Path:
 
     import matplotlib
 
-    from stillmotion.results import write_atomic
+    from stillmotion.files import write_atomic
 
     png = Path(png)
     png.parent.mkdir(parents=True, exist_ok=True)
@@ -88,16 +88,13 @@ def read_curve(path: str | Path, column: str) -> Curve:
     return {epoch: sum(values) / len(values) for epoch, values in sorted(sums.items())}
 
 
-def plot_curves(
-    runs: Mapping[str, Sequence[str | Path]], columns: Mapping[str, str], png: str | Path, *, title: str = ""
-) -> Path | None:
+def plot_curves(runs: Mapping[str, Sequence[str | Path]], columns: Mapping[str, str], png: str | Path) -> Path | None:
     """Curves over epochs: one panel a column, one line a row, a band from the lowest to the highest seed.
 
     Args:
         runs: `metrics.csv` files of the seeds, by name of the row.
         columns: Column of the files by title of the panel; panels without data are left out.
         png: Where the picture goes.
-        title: Above all panels.
 
     Returns:
         The path; None if no file holds any of the columns.
@@ -126,8 +123,6 @@ def plot_curves(
         figure.legend(handles=handles, loc="outside lower center", ncols=6, **LEGEND)
     elif len(runs) > 1:
         longest.legend(**LEGEND)
-    if title:
-        figure.suptitle(title, fontsize=12)
     return save_figure(figure, png)
 
 

@@ -65,9 +65,8 @@ def test_with_one_label_hit_at_k_is_the_top_k_accuracy(k: int) -> None:
 def test_average_precision_by_hand() -> None:
     scores = np.array([[4.0], [3.0], [2.0], [1.0]], np.float32)
     marks = np.array([[True], [False], [True], [True]])
-    # Precision at the true ones: 1, 2/3, 3/4; interpolated, the second is the better 3/4.
+    # Precision at the true ones: 1, 2/3, 3/4.
     assert average_precisions(scores, marks)[0] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
-    assert average_precisions(scores, marks, interpolated=True)[0] == pytest.approx((1 + 3 / 4 + 3 / 4) / 3)
 
 
 def test_map_is_that_of_scikit_learn_over_the_classes_with_samples() -> None:
@@ -82,15 +81,6 @@ def test_map_is_that_of_scikit_learn_over_the_classes_with_samples() -> None:
     )
     with pytest.raises(ValueError, match="no sample has a label"):
         mean_average_precision(scores, np.zeros_like(marks))
-
-
-def test_interpolated_precision_is_the_slow_one() -> None:
-    rng = np.random.default_rng(2)
-    scores, marks = rng.normal(size=(30, 1)).astype(np.float32), rng.random((30, 1)) < 0.4
-    hits = marks[np.argsort(-scores[:, 0]), 0]
-    precisions = [hits[: i + 1].mean() for i in range(len(hits))]
-    slow = np.mean([max(precisions[i:]) for i in np.flatnonzero(hits)])
-    assert average_precisions(scores, marks, interpolated=True)[0] == pytest.approx(slow)
 
 
 def test_lengths() -> None:

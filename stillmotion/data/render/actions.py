@@ -11,7 +11,6 @@ What a video shows follows three rules, so that the claim of HalluciNet (arXiv:1
 - Nobody (`group`) is in training and in test.
 """
 
-import csv
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -27,11 +26,13 @@ from numpy.typing import NDArray
 from stillmotion.data.render.figure import Body, Pose, draw_figure, pose
 from stillmotion.data.render.scenery import draw_scenery
 from stillmotion.data.table import Table, read_table
+from stillmotion.files import csv_text, write_atomic
 
 PLACE_OF = {"bow": "room", "jump": "beach", "kick": "gym", "squat": "forest", "throw": "snow", "wave": "street"}
 """Every action, and the place where it is mostly seen in training."""
 NEUTRAL_PLACE = "studio"
 FPS = 12
+ACTORS = 24
 
 _STAND = pose()
 _CROUCH = pose(lean=30, arm=-50, elbow=10, arm2=-42, elbow2=10, thigh=55, knee=95, thigh2=48, knee2=92)
@@ -182,18 +183,16 @@ class Planned:
     take: Take
 
 
-def plan_actions(
-    *, num_labelled: int, num_unlabelled: int, num_test: int, seed: int, world: World, num_actors: int = 24
-) -> list[Planned]:
+def plan_actions(*, num_labelled: int, num_unlabelled: int, num_test: int, seed: int, world: World) -> list[Planned]:
     """Who does what and where; classes in turn."""
     rng = np.random.default_rng([seed, 2])
     actions = list(PLACE_OF)
     plan = []
     for split, counts in (("train", (num_labelled, num_unlabelled)), ("test", (num_test, 0))):
-        actors = [Body.of(rng) for _ in range(num_actors)]
+        actors = [Body.of(rng) for _ in range(ACTORS)]
         for i in range(sum(counts)):
             labelled = i < counts[0]
-            action, actor = actions[i % len(actions)], int(rng.integers(num_actors))
+            action, actor = actions[i % len(actions)], int(rng.integers(ACTORS))
             if split == "train" and labelled:
                 place = PLACE_OF[action] if rng.random() < world.agreement else NEUTRAL_PLACE
             else:
@@ -244,13 +243,11 @@ def render_actions(
     render = partial(_render, size=size, num_frames=world.num_frames)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(render, [folder / name for name in names], [p.take for p in plan], chunksize=16))
-    with open(folder / "table.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "split", "group", "place", "hint"])
-        for name, planned in zip(names, plan, strict=True):
-            take = planned.take
-            label = take.action if planned.labelled else ""
-            writer.writerow([name, label, planned.split, planned.group, take.place, hint(take)])
+    rows = [
+        [name, p.take.action if p.labelled else "", p.split, p.group, p.take.place, hint(p.take)]
+        for name, p in zip(names, plan, strict=True)
+    ]
+    write_atomic(folder / "table.csv", csv_text(["path", "label", "split", "group", "place", "hint"], rows))
     return read_table(folder / "table.csv")
 
 

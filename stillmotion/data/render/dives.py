@@ -5,8 +5,6 @@ What is done badly (`Faults`) is seen in the video and decides what seven judges
 the event. A result on these videos says nothing about real diving.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from stillmotion.data.journal import start_header, write_atomically
+from stillmotion.data.journal import start_header
 from stillmotion.data.pool import Failure, run_apart
 from stillmotion.data.render.actions import write_video
 from stillmotion.data.render.diver import Flight, Swimmer, draw_diver
@@ -26,8 +24,11 @@ from stillmotion.data.render.painting import Rng
 from stillmotion.data.render.poolside import LEFT, TOP, Pool, Venue, follow, paint_venue
 from stillmotion.data.sets.mtl_aqa import NAMES, WINDOW, frame_window, turns
 from stillmotion.data.table import SEPARATOR, Table, read_table
+from stillmotion.files import csv_text, write_atomic
 
 FPS = 25
+DETAIL = 3
+"""Pixels that are painted for one of the video, in each direction."""
 DIFFICULTY = {
     "101B": 1.5, "103B": 1.6, "103C": 1.5, "105B": 2.3, "105C": 2.1, "107B": 3.0, "107C": 2.7, "109C": 3.7,
     "201B": 1.8, "203B": 2.2, "203C": 1.9, "205B": 2.9, "205C": 2.7, "207B": 3.6, "207C": 3.3,
@@ -248,20 +249,19 @@ def _share(rng: Rng, number: int, share: float) -> set[int]:
     return set(rng.permutation(number)[: min(number - 1, max(1, round(share * number)))].tolist())
 
 
-def draw_dive(dive: Dive, *, size: tuple[int, int] = (160, 120), detail: int = 3) -> NDArray[np.uint8]:
+def draw_dive(dive: Dive, *, size: tuple[int, int] = (160, 120)) -> NDArray[np.uint8]:
     """Draws the frames of a dive.
 
     Args:
         dive: What is seen.
         size: Width and height in pixels.
-        detail: Pixels that are painted for one of the video, in each direction.
 
     Returns:
         (T, H, W, 3) uint8, RGB.
     """
     rng = np.random.default_rng([dive.seed, 8])
     venue, flight = dive.venue, dive.flight
-    width, height = (detail * side for side in size)
+    width, height = (DETAIL * side for side in size)
     scale = height / venue.view
     backdrop = paint_venue(venue, scale)
     entry = flight.seconds
@@ -345,11 +345,7 @@ def render_dives(
 
 
 def _write(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    write_atomic(path, csv_text(rows[0], (row.values() for row in rows)))
 
 
 def _render(job: tuple[Path, Dive], *, size: tuple[int, int]) -> None:

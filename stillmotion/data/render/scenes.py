@@ -5,7 +5,6 @@ reads these (two of the classes, rain and smoke, are not in it). They stand in f
 result on them says nothing about real scenes.
 """
 
-import csv
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +22,7 @@ from stillmotion.data.render import nature, town
 from stillmotion.data.render.actions import FPS, write_video
 from stillmotion.data.render.painting import Floats, Moment, Rng
 from stillmotion.data.table import Table, read_table
+from stillmotion.files import csv_text, write_atomic
 
 SCENES: dict[str, Callable[[Rng, int, int], Moment]] = {
     "fireworks": town.fireworks,
@@ -103,7 +103,7 @@ class Look:
 
 
 def draw_scene(
-    scene: Scene, *, size: tuple[int, int] = (128, 96), num_frames: int = 24, fps: int = FPS, variety: float = 0.0
+    scene: Scene, *, size: tuple[int, int] = (128, 96), num_frames: int = 24, variety: float = 0.0
 ) -> NDArray[np.uint8]:
     """Draws the frames of a scene.
 
@@ -111,7 +111,6 @@ def draw_scene(
         scene: What is seen.
         size: Width and height in pixels.
         num_frames: How many.
-        fps: Frames a second.
         variety: See `render_scenes`.
 
     Returns:
@@ -134,7 +133,7 @@ def draw_scene(
         offset = (way[0] * (1 - share) + way[1] * share + (swing if scene.camera == "moving" else 0.0)).clip(-1, 1)
         x, y = (margin * (1 + offset)).round().astype(int)
         window = np.s_[y + top : y + top + seen[1], x + left : x + left + seen[0]]
-        image = at(begin + i / fps)[window] * (light * tint).astype(np.float32)
+        image = at(begin + i / FPS)[window] * (light * tint).astype(np.float32)
         image = look.grade(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
         frames[i] = (image + rng.normal(0, 2, image.shape)).clip(0, 255).astype(np.uint8)
     return frames
@@ -206,10 +205,7 @@ def render_scenes(
         done = pool.map(render, [folder / row[0] for row in rows], plan, chunksize=4)
         for _ in track(done, "rendering", total=len(plan), disable=not progress, console=Console(stderr=True)):
             pass
-    with open(folder / "table.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "split", "camera"])
-        writer.writerows(rows)
+    write_atomic(folder / "table.csv", csv_text(["path", "label", "split", "camera"], rows))
     return read_table(folder / "table.csv")
 
 
